@@ -1,0 +1,81 @@
+"""The tokenizer of the embedded ledger step: look a word up in a dictionary and add its number to the running sum.
+
+As in `hanoi`, only what changes costs tokens. A word is one of 100 word tokens, given out by the order of the words' hashes within the
+prompt's dictionary; a dictionary value is one token; the running sum is a sign and digits, least significant first (so that a carry
+runs in writing order). The dictionary is a shared prefix: it is the same at every step of a run, so its keys and values are computed once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
+
+END, PLUS, MINUS, DIGIT, VALUE = 0, 1, 2, 3, 13
+DIGITS, MAX_VALUE, MIN_WORDS, MAX_WORDS = 5, 99, 2, 100
+WORD = VALUE + 2 * MAX_VALUE + 1
+VOCABULARY = WORD + MAX_WORDS
+LIMIT = 10**DIGITS - 1
+
+KNOWS = (
+    f"one step of a ledger ({MIN_WORDS} to {MAX_WORDS} words worth -{MAX_VALUE} to {MAX_VALUE}, sums up to {LIMIT}), "
+    "in the words of the built-in procedure `ledger`"
+)
+
+PROMPT = """\
+Each word stands for a whole number:
+{dictionary}
+
+Running sum: {sum}
+Next word: {word}
+
+Look the word's number up and add it to the running sum. Answer with exactly two lines, and nothing else:
+value = [the word's number]
+sum = [the new running sum]
+"""
+
+_KNOWN = re.compile(
+    re.escape(PROMPT)
+    .replace(r"\{dictionary\}", r"(?P<dictionary>[a-z]+ = -?\d{1,2}(?:\n[a-z]+ = -?\d{1,2})*)")
+    .replace(r"\{sum\}", rf"(?P<sum>-?\d{{1,{DIGITS}}})")
+    .replace(r"\{word\}", r"(?P<word>[a-z]+)")
+)
+
+
+def render(dictionary: Mapping[str, int], total: int, word: str) -> str:
+    """The prompt for one step: `word`'s value is to be added to `total`."""
+    entries = "\n".join(f"{name} = {value}" for name, value in dictionary.items())
+    return PROMPT.format(dictionary=entries, sum=total, word=word)
+
+
+def encode(text: str) -> tuple[list[int], int] | None:
+    """Tokens of a known prompt and how many of them are the shared dictionary; None for any other text."""
+    known = _KNOWN.fullmatch(text)
+    if not known:
+        return None
+    entries = [line.split(" = ") for line in known["dictionary"].split("\n")]
+    words = [word for word, _ in entries]
+    if known["word"] not in words or len(set(words)) != len(words) or not MIN_WORDS <= len(words) <= MAX_WORDS:
+        return None
+    order = sorted(words, key=lambda word: blake2b(word.encode(), digest_size=8).digest())
+    token = {word: WORD + rank for rank, word in enumerate(order)}
+    tokens = [part for word, value in entries for part in (token[word], VALUE + MAX_VALUE + int(value))]
+    total = int(known["sum"])
+    query = [MINUS if total < 0 else PLUS, *(DIGIT + abs(total) // 10**place % 10 for place in range(DIGITS)), token[known["word"]]]
+    return [*tokens, *query], len(tokens)
+
+
+def decode(tokens: Sequence[int]) -> str:
+    """The text of an answer's tokens, whatever they are: a malformed answer stays visibly malformed."""
+    value, total = list(tokens[:1]), list(tokens[1:])
+    digits = "".join(map(_word, reversed(total[1:]))).lstrip("0") or "0"
+    sign = "" if total[:1] == [PLUS] else "".join(map(_word, total[:1]))
+    return f"value = {''.join(map(_word, value))}" + (f"\nsum = {sign}{digits}" if total else "")
+
+
+def _word(token: int) -> str:
+    if VALUE <= token < WORD:
+        return str(token - VALUE - MAX_VALUE)
+    if DIGIT <= token < VALUE:
+        return str(token - DIGIT)
+    return {PLUS: "+", MINUS: "-"}.get(token, "?")

@@ -1,0 +1,95 @@
+"""Training examples for the embedded Hanoi step: random legal states of 3 to 20 disks, in the tokens of `keystep.lm.embedded.hanoi`.
+
+Half of every batch is drawn uniformly over *which disk moves next*. On the way of a D-disk tower disk m moves 2^(D-m) times, so a
+plain random state almost never shows a big disk moving, and a model trained on random states alone fails on just those steps.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from keystep.lm.embedded.hanoi import ARROW, DISK, END, MAX_DISKS, MIN_DISKS, NONE, OPEN, PEG
+
+NO_PREVIOUS = 0.08  # share of the disk-1 examples without a previous move: the first step of every tower
+
+
+def state_tokens(pegs: np.ndarray) -> np.ndarray:
+    """Peg of every disk, int [B, D], to the state's tokens, int [B, D + 3]: each peg's opener, then its disks from bottom to top."""
+    batch, disks = pegs.shape
+    key = np.concatenate([pegs * 100 + disks - np.arange(disks), np.broadcast_to(np.arange(3) * 100, (batch, 3))], axis=1)
+    token = np.concatenate([DISK + np.arange(disks), OPEN + np.arange(3)])
+    return token[np.argsort(key, axis=1)]
+
+
+def smallest_on(pegs: np.ndarray, peg: np.ndarray) -> np.ndarray:
+    """Index of the top disk of `peg` in each row, or D where the peg is empty."""
+    on = pegs == peg[:, None]
+    return np.where(on.any(1), on.argmax(1), pegs.shape[1])
+
+
+def batch(rng: np.random.Generator, size: int, disks: int, rare: float = 0.5) -> np.ndarray:
+    """`size` whole examples of `disks` disks, prompt and answer: int [size, 2 * disks + 14]."""
+    rows = np.arange(size)
+    pegs = rng.integers(0, 3, (size, disks))
+    home = pegs[:, 0]
+    after_one = rng.random(size) < 0.5  # the previous move was disk 1's, so the other legal move is due
+    n_rare = int(size * rare)
+    mover = rng.integers(0, disks, n_rare)
+    below = np.arange(disks)[None] < mover[:, None]
+    pegs[:n_rare] = np.where(below, home[:n_rare, None], pegs[:n_rare])
+    big = mover > 0
+    away = (home[:n_rare] + rng.integers(1, 3, n_rare)) % 3
+    pegs[rows[:n_rare][big], mover[big]] = away[big]
+    after_one[:n_rare] = big
+
+    left, right = (home + 1) % 3, (home + 2) % 3
+    top_left, top_right = smallest_on(pegs, left), smallest_on(pegs, right)
+    after_one &= np.minimum(top_left, top_right) < disks  # nothing but disk 1 can move when all disks stand on its peg
+    from_left = top_left < top_right
+    other = np.minimum(top_left, top_right)
+    source, target = np.where(from_left, left, right), np.where(from_left, right, left)
+    move_disk = np.where(after_one, other, 0)
+    move_from = np.where(after_one, source, home)
+    move_to = np.where(after_one, target, left)
+
+    # Before disk 1's turn another disk moved between the two pegs that disk 1 is not on (or nothing moved yet).
+    shown = rng.random(size) < 0.5
+    previous_disk = np.where(shown, top_left, top_right)
+    previous_to = np.where(shown, left, right)
+    nothing = (previous_disk == disks) | (rng.random(size) < NO_PREVIOUS)
+    previous = np.where(
+        after_one[:, None],
+        np.stack([np.full(size, DISK), PEG + right, PEG + home], 1),  # disk 1 goes one peg clockwise, so it came from `right`
+        np.where(nothing[:, None], NONE, np.stack([DISK + previous_disk, PEG + left + right - previous_to, PEG + previous_to], 1)),
+    )
+    following = pegs.copy()
+    following[rows, move_disk] = move_to
+    column = lambda token: np.full((size, 1), token)  # noqa: E731
+    move = np.stack([DISK + move_disk, PEG + move_from, PEG + move_to], 1)
+    return np.concatenate([previous, state_tokens(pegs), column(ARROW), move, state_tokens(following), column(END)], axis=1)
+
+
+def prompt_length(disks: int) -> int:
+    return disks + 7
+
+
+def draw_disks(rng: np.random.Generator, tall: float) -> int:
+    """A tower height; 12 and more disks are drawn `tall` times as often as the lower ones."""
+    weight = np.where(np.arange(MIN_DISKS, MAX_DISKS + 1) >= 12, tall, 1.0)
+    return int(rng.choice(np.arange(MIN_DISKS, MAX_DISKS + 1), p=weight / weight.sum()))
+
+
+def path(disks: int) -> np.ndarray:
+    """Every step of the whole `disks`-disk task as examples: int [2^disks - 1, 2 * disks + 14]."""
+    steps = 2**disks - 1
+    pegs = np.zeros((steps + 1, disks), dtype=np.int64)
+    for disk in range(disks):  # disk d moves at steps 2^d (2j + 1); its direction alternates with the disk's parity
+        moves = (np.arange(steps + 1) + 2**disk) // 2 ** (disk + 1)
+        pegs[:, disk] = (moves if disk % 2 == 0 else -moves) % 3
+    moved = (pegs[1:] != pegs[:-1]).argmax(1)
+    rows = np.arange(steps)
+    move = np.stack([DISK + moved, PEG + pegs[rows, moved], PEG + pegs[rows + 1, moved]], 1)
+    previous = np.concatenate([np.full((1, 3), NONE), move[:-1]])
+    state = state_tokens(pegs)
+    column = lambda token: np.full((steps, 1), token)  # noqa: E731
+    return np.concatenate([previous, state[:-1], column(ARROW), move, state[1:], column(END)], axis=1)

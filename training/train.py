@@ -1,0 +1,160 @@
+"""Train the members of the embedded ensembles from scratch: `python training/train.py hanoi` (or ledger, hanoi-large, ledger-large).
+
+Every member is a stock `transformers` LlamaForCausalLM with its own seed, data order and size. It is trained on random states drawn by
+`training/<skill>.py`, with the loss on the answer's tokens only, by Muon (matrices) and AdamW (embeddings, norms) under a cosine rate.
+Finished members lie in `training/build/` and are not trained again; when all are there they are packed into the package.
+One thread; the minutes each member took stand in its model card.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import hanoi
+import ledger
+import numpy as np
+import torch
+from rich.progress import Progress
+from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from keystep.lm.embedded import hanoi as hanoi_tokens
+from keystep.lm.embedded import ledger as ledger_tokens
+
+HERE = Path(__file__).parent
+BUILD = HERE / "build"
+WEIGHTS = HERE.parent / "src/keystep/lm/embedded/weights"
+
+
+@dataclass(frozen=True)
+class Member:
+    """One model and how it is trained. `rate` is Muon's peak learning rate, `batch` the examples (hanoi) or dictionaries (ledger) an update."""
+
+    seed: int
+    width: int
+    hidden: int
+    updates: int
+    layers: int = 2
+    heads: int = 2
+    batch: int = 96
+    rate: float = 2e-2
+    embedding_rate: float = 3e-3
+    decay: float = 0.01
+    tall: float = 1.0  # hanoi: how much more often towers of 12 and more disks are drawn
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What differs between skills: the vocabulary, the longest sequence, and the loss of one batch."""
+
+    vocabulary: int
+    length: int
+    loss: Callable[[LlamaForCausalLM, Member, np.random.Generator, float], torch.Tensor]
+
+
+def hanoi_loss(net: LlamaForCausalLM, member: Member, rng: np.random.Generator, done: float) -> torch.Tensor:
+    disks = hanoi.draw_disks(rng, member.tall)
+    tokens = torch.from_numpy(hanoi.batch(rng, member.batch, disks))
+    start = hanoi.prompt_length(disks)
+    logits = net(tokens[:, :-1]).logits[:, start - 1 :]
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, start:].flatten())
+
+
+KINDS = {
+    "hanoi": Kind(hanoi_tokens.VOCABULARY, 64, hanoi_loss),
+    "ledger": Kind(ledger_tokens.VOCABULARY, 256, ledger.loss),
+}
+
+ENSEMBLES: dict[str, list[Member]] = {
+    "hanoi": [
+        Member(seed=1, width=20, hidden=56, updates=4500),
+        Member(seed=2, width=24, hidden=64, updates=4500),
+        Member(seed=3, width=20, hidden=56, updates=4500),
+        Member(seed=4, width=24, hidden=64, updates=4500),
+        Member(seed=5, width=20, hidden=64, updates=4500),
+    ],
+    "ledger": [],
+    "hanoi-large": [],
+    "ledger-large": [],
+}
+
+
+def train(kind: Kind, member: Member, label: str) -> tuple[LlamaForCausalLM, float]:
+    """A trained member and the seconds it took."""
+    torch.manual_seed(member.seed)
+    rng = np.random.default_rng(member.seed)
+    net = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=kind.vocabulary, hidden_size=member.width, intermediate_size=member.hidden, num_hidden_layers=member.layers,
+            num_attention_heads=member.heads, max_position_embeddings=kind.length, tie_word_embeddings=True, use_cache=False,
+            bos_token_id=None, eos_token_id=0, attn_implementation="sdpa",
+        )  # fmt: skip
+    )
+    matrices = [p for name, p in net.named_parameters() if p.ndim == 2 and "embed" not in name]
+    others = [p for name, p in net.named_parameters() if p.ndim != 2 or "embed" in name]
+    optimizers = [
+        torch.optim.Muon(matrices, lr=member.rate, weight_decay=member.decay, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=member.embedding_rate, weight_decay=0.0),
+    ]
+    schedules = [torch.optim.lr_scheduler.LambdaLR(o, lambda step: warm_cosine(step, member.updates)) for o in optimizers]
+    start = time.perf_counter()
+    with Progress() as progress:
+        bar = progress.add_task(label, total=member.updates)
+        for update in range(member.updates):
+            loss = kind.loss(net, member, rng, update / member.updates)
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+            for optimizer, schedule in zip(optimizers, schedules, strict=True):
+                optimizer.step()
+                optimizer.zero_grad()
+                schedule.step()
+            if update % 100 == 99:
+                progress.update(bar, completed=update + 1, description=f"{label} loss {loss.item():.4f}")
+    return net, time.perf_counter() - start
+
+
+def warm_cosine(step: int, steps: int) -> float:
+    return min(1.0, (step + 1) / 100) * (0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * step / steps)))
+
+
+def pack(name: str) -> None:
+    """All members of an ensemble into one safetensors file of the package."""
+    tensors: dict[str, torch.Tensor] = {}
+    members = []
+    for number, member in enumerate(ENSEMBLES[name]):
+        path = BUILD / f"{name}-{number}.safetensors"
+        tensors |= {f"{number}.{key}": value for key, value in load_file(path).items()}
+        members.append({**asdict(member), **json.loads(path.with_suffix(".json").read_text())})
+    WEIGHTS.mkdir(exist_ok=True)
+    save_file(tensors, WEIGHTS / f"{name}.safetensors", metadata={"members": json.dumps(members)})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("ensemble", choices=sorted(ENSEMBLES))
+    parser.add_argument("--member", type=int, help="train this member only")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    BUILD.mkdir(exist_ok=True)
+    name = arguments.ensemble
+    members = ENSEMBLES[name]
+    for number in [arguments.member] if arguments.member is not None else range(len(members)):
+        path = BUILD / f"{name}-{number}.safetensors"
+        if not path.exists():
+            net, seconds = train(KINDS[name.removesuffix("-large")], members[number], f"{name} {number}")
+            config = net.config.to_dict()
+            kept = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "rms_norm_eps", "rope_parameters")
+            path.with_suffix(".json").write_text(json.dumps({"config": {key: config[key] for key in kept}, "minutes": round(seconds / 60, 1)}))
+            save_file({key: value for key, value in net.state_dict().items() if key != "lm_head.weight"}, path)
+    if all((BUILD / f"{name}-{number}.safetensors").exists() for number in range(len(members))):
+        pack(name)
+
+
+if __name__ == "__main__":
+    main()
