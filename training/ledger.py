@@ -6,28 +6,35 @@ and every query starts at the same position, so each is exactly the prompt that 
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
+import torch
 
-from keystep.lm.embedded.ledger import DIGIT, DIGITS, END, MAX_VALUE, MAX_WORDS, MINUS, PLUS, VALUE, WORD
+from keystep.lm.embedded.ledger import DIGIT, DIGITS, END, LIMIT, MAX_VALUE, MAX_WORDS, MIN_WORDS, VALUE, WORD
 
+if TYPE_CHECKING:
+    from train import Member
+    from transformers import LlamaForCausalLM
+
+GUIDED, GUIDED_WORDS = 0.3, 40
 QUERIES = 16
-PROMPT = DIGITS + 2  # sign, digits, word
-QUERY = PROMPT + DIGITS + 3  # the prompt's tokens, then value, sign, digits, end
+PROMPT = DIGITS + 1  # digits, word
+QUERY = PROMPT + DIGITS + 2  # the prompt's tokens, then value, digits, end
 
 
 def number_tokens(number: np.ndarray) -> np.ndarray:
-    """Integers [...] to sign and digits, least significant first: int [..., DIGITS + 1]."""
-    digits = np.abs(number)[..., None] // 10 ** np.arange(DIGITS) % 10
-    return np.concatenate([np.where(number < 0, MINUS, PLUS)[..., None], DIGIT + digits], axis=-1)
+    """Integers [...] to the digits of their ten's complement, least significant first: int [..., DIGITS]."""
+    return DIGIT + number[..., None] // 10 ** np.arange(DIGITS) % 10
 
 
 def draw_sums(rng: np.random.Generator, values: np.ndarray) -> np.ndarray:
     """Running sums, rare cases drawn often: a quarter near zero (the sign may flip), a quarter where a carry or borrow runs far."""
-    limit = 10**DIGITS - 1 - MAX_VALUE
+    limit = LIMIT - MAX_VALUE
     sums = (10 ** rng.uniform(0, np.log10(limit), values.shape)).astype(np.int64) * rng.choice([-1, 1], values.shape)
     kind = rng.random(values.shape)
     small = rng.integers(-MAX_VALUE, MAX_VALUE + 1, values.shape)
-    round_number = 10 ** rng.integers(2, DIGITS, values.shape) * rng.integers(1, 10, values.shape) * rng.choice([-1, 1], values.shape)
+    round_number = 10 ** rng.integers(2, DIGITS - 1, values.shape) * rng.integers(1, 10, values.shape) * rng.choice([-1, 1], values.shape)
     chain = round_number - rng.integers(0, 2, values.shape) * values + rng.integers(-60, 61, values.shape)
     return np.clip(np.where(kind < 0.25, small, np.where(kind < 0.5, chain, sums)), -limit, limit)
 
@@ -58,11 +65,43 @@ def mask(words: int, queries: int = QUERIES) -> np.ndarray:
     return allowed & np.tri(len(block), dtype=bool)
 
 
-def draw_words(rng: np.random.Generator, done: float) -> int:
-    """A dictionary size: small ones first, since looking up in a short list is learned soon and then stretches; all sizes from 40 % on."""
-    most = int(np.clip(MAX_WORDS * done / 0.4, 4, MAX_WORDS))
-    return int(rng.integers(2, most + 1)) if done < 0.4 or rng.random() < 0.3 else int(rng.integers(30, MAX_WORDS + 1))
+def draw_words(rng: np.random.Generator) -> int:
+    """A dictionary size: mostly long ones, since those are the hard ones."""
+    return int(rng.integers(MIN_WORDS, MAX_WORDS + 1)) if rng.random() < 0.4 else int(rng.integers(60, MAX_WORDS + 1))
 
 
-def loss(net, member, rng: np.random.Generator, done: float):  # placeholder until the ledger recipe stands
-    raise SystemExit("ledger training is being worked out")
+def loss(net: LlamaForCausalLM, member: Member, rng: np.random.Generator, done: float) -> torch.Tensor:
+    """Cross entropy of the answers, and at first a guide for two attention heads.
+
+    A lookup takes two heads that are useless without each other: in the first layer a value looks at the word before it, in the last
+    layer the word asked for looks at the value whose word it is. Left alone, models this small do not find the pair in any number of
+    updates we could wait for. So for the first GUIDED of the training, head 0 of each of the two layers is told where to look.
+    """
+    guided = done < GUIDED
+    words = draw_words(rng) if not guided else int(rng.integers(MIN_WORDS, GUIDED_WORDS + 1))
+    tokens = torch.from_numpy(batch(rng, member.batch, words))
+    allowed = torch.from_numpy(mask(words))
+    bias = torch.zeros(allowed.shape).masked_fill_(~allowed, torch.finfo(torch.float32).min)[None, None]
+    net.set_attn_implementation("eager" if guided else "sdpa")
+    seen = net.model(
+        input_ids=tokens, position_ids=torch.from_numpy(positions(words))[None], attention_mask=bias, output_attentions=guided
+    )
+    answers = seen.last_hidden_state[:, 2 * words :].unflatten(1, (QUERIES, QUERY))[:, :, PROMPT - 1 : -1]
+    wanted = tokens[:, 2 * words :].unflatten(1, (QUERIES, QUERY))[:, :, PROMPT:]
+    surprise = torch.nn.functional.cross_entropy(net.lm_head(answers).flatten(0, 2), wanted.flatten(), reduction="none").view(wanted.shape)
+    total = surprise[..., 0].mean() + surprise[..., 1:].mean()
+    if guided:
+        asked = 2 * words + torch.arange(QUERIES) * QUERY + PROMPT - 1  # where each query's word stands
+        entry = torch.arange(words) * 2 + 1  # where each dictionary value stands
+        place = (asked[:, None] + 1 + torch.arange(DIGITS)).flatten()  # where each digit of the new sum is foretold
+        first, last = seen.attentions[0], seen.attentions[-1]
+        match = tokens[:, asked, None] == tokens[:, None, entry - 1]
+        looks = (
+            first[:, 0, entry, entry - 1],
+            (last[:, 0, asked][:, :, entry] * match).sum(-1),
+            first[:, 1, place, place - PROMPT],
+            last[:, 1, place, (asked + 1).repeat_interleave(DIGITS)],
+        )
+        global DIAG; DIAG = [round(l.mean().item(),3) for l in looks], words
+        total = total - (1 - done / GUIDED) * sum(look.clamp_min(1e-9).log().mean() for look in looks)
+    return total

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, TypeVar
@@ -131,7 +131,7 @@ def draw_key(*parts: object) -> int:
     return int.from_bytes(blake2b("\x1f".join(map(str, parts)).encode(), digest_size=16).digest(), "little")
 
 
-async def as_finished(waits: Iterable[Awaitable[T]]) -> AsyncIterator[T]:
+async def as_finished(waits: Iterable[Awaitable[T]]) -> AsyncGenerator[T]:
     """Results as they come; closing the iterator, or a failure, cancels the rest and waits until they are gone."""
     tasks = [asyncio.ensure_future(wait) for wait in waits]
     try:

@@ -11,11 +11,12 @@ import re
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 
-END, PLUS, MINUS, DIGIT, VALUE = 0, 1, 2, 3, 13
-DIGITS, MAX_VALUE, MIN_WORDS, MAX_WORDS = 5, 99, 2, 100
+END, DIGIT, VALUE = 0, 1, 11  # DIGIT is the first of 10 tokens, VALUE of 199, WORD of 100
+MAX_VALUE, MIN_WORDS, MAX_WORDS = 99, 2, 100
+DIGITS = 6  # of which the highest is the sign: 0, or 9 for a number below zero
 WORD = VALUE + 2 * MAX_VALUE + 1
 VOCABULARY = WORD + MAX_WORDS
-LIMIT = 10**DIGITS - 1
+LIMIT = 10 ** (DIGITS - 1) - 1
 
 KNOWS = (
     f"one step of a ledger ({MIN_WORDS} to {MAX_WORDS} words worth -{MAX_VALUE} to {MAX_VALUE}, sums up to {LIMIT}), "
@@ -37,7 +38,7 @@ sum = [the new running sum]
 _KNOWN = re.compile(
     re.escape(PROMPT)
     .replace(r"\{dictionary\}", r"(?P<dictionary>[a-z]+ = -?\d{1,2}(?:\n[a-z]+ = -?\d{1,2})*)")
-    .replace(r"\{sum\}", rf"(?P<sum>-?\d{{1,{DIGITS}}})")
+    .replace(r"\{sum\}", rf"(?P<sum>-?\d{{1,{DIGITS - 1}}})")
     .replace(r"\{word\}", r"(?P<word>[a-z]+)")
 )
 
@@ -61,7 +62,7 @@ def encode(text: str) -> tuple[list[int], int] | None:
     token = {word: WORD + rank for rank, word in enumerate(order)}
     tokens = [part for word, value in entries for part in (token[word], VALUE + MAX_VALUE + int(value))]
     total = int(known["sum"])
-    query = [MINUS if total < 0 else PLUS, *(DIGIT + abs(total) // 10**place % 10 for place in range(DIGITS)), token[known["word"]]]
+    query = [*(DIGIT + total // 10**place % 10 for place in range(DIGITS)), token[known["word"]]]
     return [*tokens, *query], len(tokens)
 
 

@@ -1,0 +1,27 @@
+"""The engine: ask, vote, journal, execute."""
+
+from keystep.run.ask import Answer, Sampling
+from keystep.run.budget import Budget
+from keystep.run.flags import Flag, Mismatch, TooLong, Unsure
+from keystep.run.journal import Journal
+from keystep.run.procedure import Procedure
+from keystep.run.run import Context, Outcome, Run
+from keystep.run.vote import AheadBy, First, Majority
+
+__all__ = [
+    "AheadBy",
+    "Answer",
+    "Budget",
+    "Context",
+    "First",
+    "Flag",
+    "Journal",
+    "Majority",
+    "Mismatch",
+    "Outcome",
+    "Procedure",
+    "Run",
+    "Sampling",
+    "TooLong",
+    "Unsure",
+]

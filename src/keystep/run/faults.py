@@ -1,0 +1,20 @@
+"""Named points where a test can kill the process: KEYSTEP_FAULT=after-write:137 sends SIGKILL the 137th time `after-write` is passed."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+POINTS = ("before-ask", "after-vote", "before-write", "after-write", "before-sync", "after-sync", "before-finish")
+
+_name, _, _count = os.environ.get("KEYSTEP_FAULT", "").partition(":")
+_left = int(_count or 1) if _name in POINTS else 0
+
+
+def point(name: str) -> None:
+    """Pass the point `name`; nothing happens unless the environment armed it."""
+    global _left
+    if _left and name == _name:
+        _left -= 1
+        if not _left:
+            os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,419 @@
+"""The journal: what a run has decided, on disk, so that nothing decided is ever asked again.
+
+SQLAlchemy Core over SQLite (WAL). Rows are append-only and small. Two times matter:
+
+- *written*: every decided step is appended to the write-ahead log at once, before the next one is asked. It survives the death of the
+  process at any instant.
+- *synced*: every 50 ms or 256 steps, whichever comes first, one commit is made with synchronous=FULL, which forces the log to the disk;
+  it also stores where every running procedure stands. What is synced survives the loss of power. `synchronous="NORMAL"` leaves the
+  forcing to SQLite's checkpoints; `group=1` forces every step.
+
+So a resume reads one stored state and at most the steps behind the last sync, never the whole log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Column, Float, Integer, MetaData, String, Table, Text
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from keystep.errors import BadInput, Busy, JournalError
+from keystep.run.faults import point
+
+SYNC_SECONDS, SYNC_STEPS = 0.05, 256
+LEASE_SECONDS = 15.0
+
+metadata = MetaData()
+
+runs = Table(
+    "runs", metadata,
+    Column("id", String(64), primary_key=True),
+    Column("name", String(200), nullable=False),
+    Column("status", String(20), nullable=False),  # running, stopped, finished
+    Column("why", Text),  # why it stopped
+    Column("spec", Text, nullable=False),  # JSON: how the command line builds the work again
+    Column("identity", Text, nullable=False),  # JSON: what decides the results
+    Column("started", Float, nullable=False),  # seconds since the epoch
+    Column("updated", Float, nullable=False),
+    Column("seconds", Float, nullable=False),  # time spent running, all attempts together
+    Column("calls", Integer, nullable=False),  # samples drawn, also those of steps that never closed; as of the last sync
+    Column("result", Text),  # JSON
+    Column("owner", String(200)),  # host:pid of the process that runs it
+    Column("lease", Float, nullable=False),  # until when the owner holds it
+)  # fmt: skip
+scopes = Table(
+    "scopes", metadata,
+    Column("id", Integer, primary_key=True),
+    Column("run", String(64), nullable=False),
+    Column("path", String(1000), nullable=False),  # where in the run: "0" is the first thing it executes, "0/fetch" a step of that
+    Column("at", Integer, nullable=False),  # for a procedure: the step that `state` stands before
+    Column("state", Text),  # JSON
+    sa.UniqueConstraint("run", "path"),
+)  # fmt: skip
+steps = Table(
+    "steps", metadata,
+    Column("scope", Integer, primary_key=True),
+    Column("seq", Integer, primary_key=True),
+    Column("name", Text),  # a plan's step has one
+    Column("skill", Text),
+    Column("answer", Text, nullable=False),  # JSON
+    Column("samples", Integer, nullable=False),
+    Column("flagged", Integer, nullable=False),
+    Column("candidates", Text),  # JSON {key: votes}; only where more than one got votes
+    Column("tokens_in", Integer, nullable=False),
+    Column("tokens_out", Integer, nullable=False),
+    Column("seconds", Float, nullable=False),
+    Column("cost", Float, nullable=False),
+    sqlite_with_rowid=False,
+)  # fmt: skip
+samples = Table(
+    "samples", metadata,
+    Column("scope", Integer, primary_key=True),
+    Column("seq", Integer, primary_key=True),
+    Column("idx", Integer, primary_key=True),
+    Column("text", Text, nullable=False),
+    Column("key", Text),  # canonical JSON of the parsed answer
+    Column("flag", Text),
+    Column("model", Text, nullable=False),
+    Column("tokens_out", Integer, nullable=False),
+    Column("logprob", Float),
+    sqlite_with_rowid=False,
+)  # fmt: skip
+undecided = Table(
+    "undecided", metadata,  # votes that ended without a winner, for a person to settle
+    Column("scope", Integer, primary_key=True),
+    Column("seq", Integer, primary_key=True),
+    Column("step", Text, nullable=False),
+    Column("ledger", Text, nullable=False),  # JSON of the StepTrace
+    Column("decision", Text),  # JSON of the answer a person gave
+)  # fmt: skip
+
+
+def _first(connection: sa.Connection) -> None:
+    metadata.create_all(connection)
+
+
+MIGRATIONS: tuple[Callable[[sa.Connection], None], ...] = (_first,)  # number n brings the database from version n to n + 1
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One journaled step."""
+
+    seq: int
+    name: str | None
+    skill: str | None
+    answer: Any
+    samples: int
+    flagged: int
+    candidates: dict[str, int] | None
+    tokens_in: int
+    tokens_out: int
+    seconds: float
+    cost: float
+
+
+_ROW = [steps.c[name] for name in Row.__slots__]
+
+
+def _row(values: Any) -> Row:
+    seq, name, skill, answer, drawn, flagged, candidates, *rest = values
+    return Row(seq, name, skill, json.loads(answer), drawn, flagged, json.loads(candidates) if candidates else None, *rest)
+
+
+def dumps(value: Any, field: str = "answer") -> str:
+    """Canonical JSON: keys sorted, no blanks. It is what votes are counted by and what the journal stores."""
+    try:
+        return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise BadInput(f"is not JSON ({error})", field=field, value=value, mend="return numbers, strings, lists and dicts only") from None
+
+
+class Journal:
+    """A journal database; `url` is a path or a database URL (`sqlite:///runs.db`), None keeps it in memory.
+
+    Raises:
+        JournalError: it cannot be opened, is no journal, or was written by a newer keystep.
+    """
+
+    def __init__(self, url: str | Path | None = None, *, synchronous: str = "FULL", group: int = SYNC_STEPS) -> None:
+        if synchronous not in ("FULL", "NORMAL"):
+            raise BadInput("is FULL or NORMAL", field="synchronous", value=synchronous)
+        if group < 1:
+            raise BadInput("is at least 1", field="group", value=group)
+        self.url = "sqlite://" if url is None else str(url) if "://" in str(url) else f"sqlite:///{url}"
+        self._full, self._group = synchronous == "FULL", group
+        self._unsynced = 0
+        self._last_sync = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._stands: dict[int, tuple[int, Any]] = {}  # procedures that moved since the last sync
+        self._held: str | None = None
+        self._spent: Callable[[], tuple[float, int]] = lambda: (0.0, 0)
+        try:
+            self._engine = sa.create_engine(self.url)
+        except (sa.exc.ArgumentError, ImportError, sa.exc.NoSuchModuleError) as error:
+            raise BadInput(f"is not a database URL ({error})", field="journal", value=str(url), mend="write sqlite:///runs.db") from None
+        if self._engine.dialect.name != "sqlite":
+            raise BadInput("only SQLite journals are supported", field="journal", value=str(url), mend="write sqlite:///runs.db")
+        try:
+            # One connection in autocommit: every statement is its own transaction, appended to the log before the call returns.
+            self._connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+            self._pragma("journal_mode=WAL")
+            self._pragma("synchronous=NORMAL")
+            self._pragma("busy_timeout=5000")
+            self._migrate()
+        except SQLAlchemyError as error:
+            raise self._failed(error) from None
+        self._insert_step = str(steps.insert().compile(self._engine))
+        self._insert_sample = str(samples.insert().compile(self._engine))
+
+    def _pragma(self, text: str) -> None:
+        self._connection.exec_driver_sql(f"PRAGMA {text}")
+
+    def _migrate(self) -> None:
+        version = int(self._connection.exec_driver_sql("PRAGMA user_version").scalar_one())
+        if version > len(MIGRATIONS):
+            raise JournalError("was written by a newer keystep", field="journal", value=self.url, mend="upgrade keystep")
+        if version == 0 and sa.inspect(self._connection).get_table_names():
+            raise JournalError("is a database, but not a journal", field="journal", value=self.url, mend="name another file")
+        for number in range(version, len(MIGRATIONS)):
+            with self._transaction():
+                MIGRATIONS[number](self._connection)
+                self._pragma(f"user_version={number + 1}")
+
+    def _transaction(self) -> _Transaction:
+        return _Transaction(self._connection)
+
+    def _failed(self, error: Exception) -> JournalError:
+        reason = str(error.orig if isinstance(error, DBAPIError) and error.orig else error)
+        return JournalError(f"the journal cannot be used: {reason}", field="journal", value=self.url, mend="check the path, rights and free space")
+
+    def _run(self, statement: sa.Executable) -> sa.CursorResult[Any]:
+        try:
+            return self._connection.execute(statement)
+        except SQLAlchemyError as error:
+            raise self._failed(error) from None
+
+    # runs
+
+    def begin(self, id: str, name: str, spec: Any, identity: Any) -> None:
+        """Note a new run."""
+        now = time.time()
+        row = {"id": id, "name": name, "status": "running", "spec": dumps(spec), "identity": dumps(identity), "started": now}
+        if self.run(id, missing_ok=True):
+            raise BadInput("the journal has a run of this name", field="run", value=id, mend="resume it, or choose another name")
+        self._run(runs.insert().values(**row, updated=now, seconds=0.0, calls=0, lease=0.0))
+
+    def run(self, id: str, missing_ok: bool = False) -> dict[str, Any]:
+        """The run's row as a dict, JSON columns read."""
+        found = self._run(sa.select(runs).where(runs.c.id == id)).mappings().first()
+        if found is None:
+            if missing_ok:
+                return {}
+            raise BadInput("the journal has no such run", field="run", value=id, mend="`keystep runs` lists them")
+        return _read(found)
+
+    def all_runs(self) -> list[dict[str, Any]]:
+        """All runs, newest first."""
+        return [_read(row) for row in self._run(sa.select(runs).order_by(runs.c.started.desc(), runs.c.id)).mappings()]
+
+    def acquire(self, id: str, spent: Callable[[], tuple[float, int]]) -> None:
+        """Take the run's lease; `spent` tells (seconds, samples drawn) so far and is stored at every sync.
+
+        Raises:
+            Busy: a living process holds it.
+        """
+        with self._transaction():
+            row = self.run(id)
+            if row["owner"] and row["owner"] != _me() and row["lease"] > time.time() and not _is_dead(row["owner"]):
+                raise Busy("another process is running this", field="run", value=id, mend=f"wait for {row['owner']} to end, or stop it")
+            self._run(runs.update().where(runs.c.id == id).values(owner=_me(), lease=time.time() + LEASE_SECONDS, status="running", why=None))
+        self._held, self._spent = id, spent
+
+    def end(self, status: str, *, why: str | None = None, result: Any = None) -> None:
+        """Sync, store the outcome and let the lease go."""
+        if self._held is None:
+            return
+        self.sync()
+        point("before-finish")
+        values = {"status": status, "why": why, "owner": None, "lease": 0.0, "updated": time.time()}
+        self._run(runs.update().where(runs.c.id == self._held).values(**values, result=None if result is None else dumps(result)))
+        self._held = None
+
+    # scopes and steps
+
+    def open_scope(self, run: str, path: str) -> tuple[int, int, Any]:
+        """(id, at, state) of a scope, made if it is new (at 0, state None)."""
+        found = self._run(sa.select(scopes.c.id, scopes.c.at, scopes.c.state).where(scopes.c.run == run, scopes.c.path == path)).first()
+        if found:
+            return found.id, found.at, None if found.state is None else json.loads(found.state)
+        key = self._run(scopes.insert().values(run=run, path=path, at=0)).inserted_primary_key
+        assert key is not None
+        return int(key[0]), 0, None
+
+    def put(self, scope: int, seq: int, row: Sequence[Any], kept: Sequence[Sequence[Any]] = (), stands: Any = None) -> None:
+        """Append one decided step; it is written when this returns.
+
+        `row` is (name, skill, answer JSON, samples, flagged, candidates JSON, tokens in, tokens out, seconds, cost); `kept` are its samples
+        as (idx, text, key, flag, model, tokens out, logprob). `stands` is a procedure's state after the step; it must not change until
+        the next `put` of this scope.
+        """
+        point("before-write")
+        try:
+            if kept:
+                with self._transaction():
+                    for sample in kept:
+                        self._connection.exec_driver_sql(self._insert_sample, (scope, seq, *sample))
+                    self._connection.exec_driver_sql(self._insert_step, (scope, seq, *row))
+            else:
+                self._connection.exec_driver_sql(self._insert_step, (scope, seq, *row))
+        except SQLAlchemyError as error:
+            raise self._failed(error) from None
+        point("after-write")
+        if stands is not None:
+            self._stands[scope] = (seq + 1, stands)
+        self._unsynced += 1
+        if self._unsynced >= self._group or time.monotonic() - self._last_sync > SYNC_SECONDS:
+            self.sync()
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(SYNC_SECONDS, self._timed_sync)
+
+    def _timed_sync(self) -> None:
+        self._timer = None
+        self.sync()
+
+    def sync(self) -> None:
+        """Force all written steps to the disk, with where every procedure stands."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._last_sync = time.monotonic()
+        self._unsynced = 0
+        if self._held is None:
+            return
+        point("before-sync")
+        seconds, calls = self._spent()
+        now = time.time()
+        try:
+            if self._full:
+                self._pragma("synchronous=FULL")
+            with self._transaction():
+                for scope, (at, state) in self._stands.items():
+                    self._run(scopes.update().where(scopes.c.id == scope).values(at=at, state=dumps(state, "state")))
+                self._run(
+                    runs.update().where(runs.c.id == self._held).values(updated=now, lease=now + LEASE_SECONDS, seconds=seconds, calls=calls)
+                )
+            self._pragma("synchronous=NORMAL")
+        except SQLAlchemyError as error:
+            raise self._failed(error) from None
+        self._stands.clear()
+        point("after-sync")
+
+    def rows(self, scope: int, since: int = 0) -> Iterator[Row]:
+        """The journaled steps of a scope from number `since` on, in order, read as they are asked for."""
+        query = sa.select(*_ROW).where(steps.c.scope == scope, steps.c.seq >= since).order_by(steps.c.seq)
+        # A connection of its own, so that reading a million rows does not stand in the way of writing; memory has only one.
+        if self.url == "sqlite://":
+            yield from map(_row, self._run(query).all())
+            return
+        try:
+            with self._engine.connect() as reader:
+                yield from map(_row, reader.execution_options(yield_per=1000).execute(query))
+        except SQLAlchemyError as error:
+            raise self._failed(error) from None
+
+    def totals(self, run: str) -> dict[str, float]:
+        """Sums over all journaled steps that were sampled: steps, samples, flagged, tokens_in, tokens_out, cost."""
+        sums = [sa.func.coalesce(sa.func.sum(steps.c[name]), 0).label(name) for name in ("samples", "flagged", "tokens_in", "tokens_out", "cost")]
+        query = sa.select(sa.func.count().label("steps"), *sums).join(scopes, steps.c.scope == scopes.c.id).where(scopes.c.run == run)
+        return dict(self._run(query).mappings().one())
+
+    def trace(self, run: str, limit: int | None = None) -> Iterator[tuple[str, Row]]:
+        """(scope path, step) of the run's journaled steps, those with most samples first when `limit` is given, else in order."""
+        query = sa.select(scopes.c.path, *_ROW).join(scopes, steps.c.scope == scopes.c.id).where(scopes.c.run == run)
+        hardest = [steps.c.samples.desc(), steps.c.scope, steps.c.seq]
+        query = query.order_by(scopes.c.id, steps.c.seq) if limit is None else query.order_by(*hardest).limit(limit)
+        for path, *values in self._run(query):
+            yield path, _row(values)
+
+    def samples(self, scope: int, seq: int) -> list[Mapping[str, Any]]:
+        """The kept samples of a step, as dicts of the `samples` table."""
+        return [dict(row) for row in self._run(sa.select(samples).where(samples.c.scope == scope, samples.c.seq == seq)).mappings()]
+
+    # steps that no vote could decide
+
+    def note_undecided(self, scope: int, seq: int, step: str, ledger: Any) -> None:
+        with self._transaction():
+            self._run(undecided.delete().where(undecided.c.scope == scope, undecided.c.seq == seq))
+            self._run(undecided.insert().values(scope=scope, seq=seq, step=step, ledger=dumps(ledger)))
+
+    def undecided(self, run: str) -> list[dict[str, Any]]:
+        """The run's steps that wait for a person's decision, or have it."""
+        query = sa.select(undecided).join(scopes, undecided.c.scope == scopes.c.id).where(scopes.c.run == run)
+        rows = self._run(query.order_by(undecided.c.scope, undecided.c.seq)).mappings()
+        return [{**row, "ledger": json.loads(row["ledger"])} for row in rows]
+
+    def decide(self, run: str, step: str, answer: Any) -> None:
+        """Store a person's answer for an undecided step; the resumed run takes it instead of asking."""
+        waiting = {row["step"]: row for row in self.undecided(run)}
+        if step not in waiting:
+            mend = f"undecided are: {', '.join(waiting) or 'none'}"
+            raise BadInput("is not an undecided step of this run", field="step", value=step, mend=mend)
+        where = (undecided.c.scope == waiting[step]["scope"]) & (undecided.c.seq == waiting[step]["seq"])
+        self._run(undecided.update().where(where).values(decision=dumps(answer)))
+
+    def decision(self, scope: int, seq: int) -> str | None:
+        """The JSON of the person's answer for this step, if there is one."""
+        query = sa.select(undecided.c.decision).where(undecided.c.scope == scope, undecided.c.seq == seq)
+        return self._run(query).scalar()
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._connection.close()
+        self._engine.dispose()
+
+
+class _Transaction:
+    """BEGIN IMMEDIATE … COMMIT on a connection that otherwise commits every statement."""
+
+    def __init__(self, connection: sa.Connection) -> None:
+        self._connection = connection
+
+    def __enter__(self) -> None:
+        self._connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    def __exit__(self, kind: object, *rest: object) -> None:
+        self._connection.exec_driver_sql("COMMIT" if kind is None else "ROLLBACK")
+
+
+def _read(row: Mapping[Any, Any]) -> dict[str, Any]:
+    return {**row, **{name: json.loads(row[name]) for name in ("spec", "identity", "result") if row[name] is not None}}
+
+
+def _me() -> str:
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def _is_dead(owner: str) -> bool:
+    """Whether the owner was a process of this machine that is no more; of other machines only the lease's end tells."""
+    host, _, pid = owner.rpartition(":")
+    if host != socket.gethostname():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass
+    return False

@@ -1,0 +1,62 @@
+"""Procedure: a long job as a loop. The state is rendered into a prompt, the voted answer makes the next state, until it is done.
+
+Only the state goes from one step to the next: no history, no simulator, nothing handed back up.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from keystep.lm.base import Prompt
+from keystep.run.flags import RedFlag
+
+
+class Procedure(ABC):
+    """Derive from this, or write a YAML file (`keystep init`).
+
+    States and answers are JSON values. `update` must be a pure function: after a crash it is applied again to the journaled answers, and
+    speculation applies it to answers that may lose.
+    """
+
+    name: str = "procedure"
+    max_steps: int | None = None
+    flags: tuple[RedFlag, ...] = ()  # checks of its own, beside those of the run
+    max_tokens: int | None = None  # of one answer; the run's own when None
+    # check(answers) -> the number of the first wrong step, or None when all are right. None: nobody can tell.
+    check: Callable[[Iterable[Any]], int | None] | None = None
+
+    @abstractmethod
+    def start(self) -> Any:
+        """The state before step 0."""
+
+    @abstractmethod
+    def prompt(self, state: Any) -> Prompt | list[Prompt]:
+        """The prompt of the next step, or several wordings of it for the votes to rotate over."""
+
+    def parse(self, text: str, state: Any) -> Any:
+        """The answer in the model's text; raises `Flag` where it is malformed. It must not be repaired."""
+        from keystep.run.ask import plain
+
+        return plain(text)
+
+    @abstractmethod
+    def update(self, state: Any, answer: Any) -> Any:
+        """The state after the step; a new value, not the old one changed in place."""
+
+    @abstractmethod
+    def done(self, state: Any) -> bool:
+        """Whether the procedure has reached its end."""
+
+    def key(self, answer: Any) -> Any:
+        """What of the answer the vote goes by."""
+        return answer
+
+    def total(self) -> int | None:
+        """How many steps it takes, where that is known beforehand: it ends there, right or wrong."""
+        return None
+
+    @abstractmethod
+    def identity(self) -> Any:
+        """What decides its results, as JSON: its text, settings, version."""

@@ -1,0 +1,423 @@
+"""Run: one long job from its first ask to its outcome; the single way to models (`ask`) and the single executor (`execute`).
+
+A `Context` is a place within a run: the run's own root, a plan's step, a sub-plan. Its path, with a counter, addresses every ask, and the
+address with the seed keys every random draw; so the same work under the same seed gives the same result whenever and wherever it is
+resumed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import json
+import secrets
+import time
+import warnings
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from keystep.errors import BadInput, ChangedWork, KeystepError, Stopped, Undecided
+from keystep.lm.base import LM, Prompt, run_sync
+from keystep.plan import Plan, Step
+from keystep.run.ask import Answer, Asking, Key, Parse, Sampling, ask, plain
+from keystep.run.budget import Budget, Meter
+from keystep.run.flags import RedFlag
+from keystep.run.journal import Journal, Row, dumps
+from keystep.run.procedure import Procedure
+from keystep.run.vote import AheadBy, Rule
+from keystep.skill import SkillLibrary
+from keystep.task import Task
+
+
+class Outcome(BaseModel):
+    """What a finished run (or procedure) gave. `correct` is None where nobody could check; `seconds` is time spent running."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    run_id: str
+    procedure: str
+    steps: int
+    correct: bool | None
+    first_error_step: int | None
+    samples: int
+    flagged: int
+    votes_per_step: float
+    tokens_in: int
+    tokens_out: int
+    cost: float
+    seconds: float
+    result: Any = None
+
+
+@dataclass(slots=True)
+class Ahead:
+    """A step asked before the vote on the one before it closed: `key` is the answer it assumed."""
+
+    key: str
+    task: asyncio.Task[Answer]
+
+
+class Run:
+    """One run.
+
+    Args:
+        lm: the model, or several behind one name (`keystep.lm.Rotation`, the embedded ensembles).
+        vote: the rule that decides a step.
+        flags: red flags that every sample has to pass.
+        journal: a path, a database URL or a `Journal`; None keeps it in memory.
+        id: name of the run in the journal; drawn when None.
+        keep_samples: journal every sample (else only those of steps whose votes disagreed).
+        speculate: start a step on the leading answer while the vote before it closes. Results do not change, waiting gets shorter, and
+            some samples may be drawn for nothing.
+        spec: how to build this work again, as JSON (kept for `keystep resume`).
+
+    Raises:
+        BadInput: a setting out of range.
+        Busy: another living process holds the run.
+    """
+
+    def __init__(
+        self, lm: LM, *, vote: Rule | None = None, flags: Sequence[RedFlag] = (), journal: Journal | str | Path | None = None, seed: int = 0,
+        id: str | None = None, sampling: Sampling | None = None, budget: Budget | None = None, keep_samples: bool = False,
+        speculate: bool = False, spec: Any = None,
+    ) -> None:  # fmt: skip
+        rule = AheadBy() if vote is None else vote
+        self.asking = Asking(lm, rule, tuple(flags), sampling or Sampling(), seed, budget or Budget())
+        if self.asking.sampling.temperature == 0 and lm.members == 1 and rule.wanted({}) > 1:
+            warnings.warn("at temperature 0 one model gives the same vote every time: more than one buys nothing", stacklevel=2)
+        self.journal = journal if isinstance(journal, Journal) else Journal(journal)
+        self.id = id or f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+        self.keep_samples, self.speculate, self.spec = keep_samples, speculate, spec
+        self.meter = Meter()
+        self.expected: int | None = None  # steps of the procedure under way, where known
+        self._work: dict[str, Any] = {}  # path -> identity of what stands there
+        self._open = False
+        self._root = Context(self, "")
+
+    async def ask(self, prompt: Prompt | Sequence[Prompt], *, parse: Parse = plain, key: Key | None = None, **changes: Any) -> Answer:
+        """Decide one answer by vote; `changes` replace `vote`, `flags`, `lm` or fields of `Sampling` for this ask."""
+        self._begin({})
+        return await self._root.ask(prompt, parse=parse, key=key, **changes)
+
+    async def execute(self, work: Plan | Procedure, library: SkillLibrary | None = None, *, inputs: Mapping[str, Any] | None = None) -> Outcome:
+        """Carry out a Plan with a library's skills, or a Procedure, to the end.
+
+        The same work on a journal that has part of it goes on where it stopped.
+
+        Raises:
+            ChangedWork: the journal's run was begun with other work, models or sampling; the message shows the difference.
+            Stopped: it cannot go on now (undecided step, spent budget, failed step) and can be resumed.
+        """
+        place = self._root.below()
+        self._begin({place.path: _identity(work, library, inputs)})
+        try:
+            result = await place.carry_out(work, library, inputs)
+            outcome = self._outcome(place.path, work, result)
+        except BaseException as error:
+            self._stop(error)
+            raise
+        self._end("finished", result=outcome.model_dump(mode="json"))
+        return outcome
+
+    async def solve(self, method: Any, task: Task) -> Any:
+        """Have a solver (`method.solve(task, context)`) work on a task."""
+        place = self._root.below()
+        self._begin({place.path: {"method": type(method).__name__, "settings": repr(method), "task": task.model_dump(mode="json")}})
+        try:
+            answer = await method.solve(task, place)
+        except BaseException as error:
+            self._stop(error)
+            raise
+        self._end("finished", result=answer.model_dump(mode="json") if isinstance(answer, BaseModel) else answer)
+        return answer
+
+    def ask_sync(self, prompt: Prompt, **options: Any) -> Answer:
+        """`ask` for scripts and notebooks."""
+        return run_sync(self.ask(prompt, **options))
+
+    def execute_sync(self, work: Plan | Procedure, library: SkillLibrary | None = None, **options: Any) -> Outcome:
+        return run_sync(self.execute(work, library, **options))
+
+    def solve_sync(self, method: Any, task: Task) -> Any:
+        return run_sync(self.solve(method, task))
+
+    def close(self) -> None:
+        """Store what there is and let the journal go."""
+        self._end("stopped", why="closed")
+        self.journal.close()
+
+    def _begin(self, work: dict[str, Any]) -> None:
+        """Take the run in the journal, new or begun, and make sure that what it began with is what goes on now."""
+        if self._open and work.keys() <= self._work.keys():
+            return
+        self._work |= work
+        identity = {**self.asking.identity(), "work": self._work}
+        known = self.journal.run(self.id, missing_ok=True)
+        if not known:
+            name = next((value.get("name") or value.get("method", "") for value in work.values()), "ask")
+            self.journal.begin(self.id, str(name), self.spec, identity)
+        elif not self._open:
+            _refuse_changes(self.id, known["identity"], identity)
+        if self._open:
+            return
+        self.journal.acquire(self.id, lambda: (self.meter.seconds, self.meter.calls))
+        if known:
+            spent = self.journal.totals(self.id)
+            self.meter = Meter(
+                calls=max(known["calls"], int(spent["samples"])), flagged=int(spent["flagged"]), tokens_in=int(spent["tokens_in"]),
+                tokens_out=int(spent["tokens_out"]), cost=spent["cost"], steps=int(spent["steps"]), seconds_before=known["seconds"],
+            )  # fmt: skip
+        self.meter.started = time.monotonic()
+        self._open = True
+
+    def _stop(self, error: BaseException) -> None:
+        self._end("stopped", why=str(error) if isinstance(error, KeystepError) else type(error).__name__)
+
+    def _end(self, status: str, *, why: str | None = None, result: Any = None) -> None:
+        if self._open:
+            self.meter.seconds_before, self._open = self.meter.seconds, False
+            self.journal.end(status, why=why, result=result)
+
+    def _outcome(self, path: str, work: Plan | Procedure, result: Any) -> Outcome:
+        spent = self.journal.totals(self.id)
+        steps = int(spent["steps"])
+        first_error = None
+        check = work.check if isinstance(work, Procedure) else None
+        if check is not None:
+            scope, _, _ = self.journal.open_scope(self.id, path)
+            first_error = check(row.answer for row in self.journal.rows(scope))
+        return Outcome(
+            run_id=self.id, procedure=work.name if isinstance(work, Procedure) else "plan", steps=steps,
+            correct=None if check is None else first_error is None, first_error_step=first_error, samples=int(spent["samples"]),
+            flagged=int(spent["flagged"]), votes_per_step=round(spent["samples"] / steps, 4) if steps else 0.0,
+            tokens_in=int(spent["tokens_in"]), tokens_out=int(spent["tokens_out"]), cost=spent["cost"], seconds=round(self.meter.seconds, 3),
+            result=result,
+        )  # fmt: skip
+
+
+class Context:
+    """A place within a run, handed to every skill: where to ask, and where to execute sub-work. Everything asked here is journaled here.
+
+    Attributes:
+        run: the run.
+        path: the place's address, unique within the run.
+        step: the plan's step that is being done here, or None.
+    """
+
+    def __init__(self, run: Run, path: str, step: Step | None = None) -> None:
+        self.run, self.path, self.step = run, path, step
+        self._next = 0
+        self._scope: int | None = None
+        self._done: dict[int, Row] = {}
+
+    @property
+    def seed(self) -> int:
+        return self.run.asking.seed
+
+    def take(self) -> int:
+        """The next number of this place. Numbers are given in the order of the calls, so the same work takes the same ones."""
+        self._next += 1
+        return self._next - 1
+
+    def at(self, name: str, step: Step | None = None) -> Context:
+        """A place below this one."""
+        return Context(self.run, f"{self.path}/{name}" if self.path else name, step)
+
+    async def ask(self, prompt: Prompt | Sequence[Prompt], *, parse: Parse = plain, key: Key | None = None, **changes: Any) -> Answer:
+        """Decide one answer by vote, or take it from the journal if it was decided before; see `Run.ask`."""
+        seq = self.take()
+        prompts = _prompts(prompt)
+        asking = _changed(self.run.asking, changes)
+
+        async def decide() -> Answer:
+            return await ask(asking, prompts, f"{self.path}/{seq}", self.run.meter, parse=parse, key=key)
+
+        return await self.once(seq, decide)
+
+    async def once(self, seq: int, work: Callable[[], Awaitable[Answer]], name: str | None = None, skill: str | None = None) -> Answer:
+        """Do `work` unless the journal has its result, and journal it; the heart of every resume.
+
+        A vote that ends undecided is noted for a person; a decision given since is taken instead of asking again.
+        """
+        scope = self._opened()
+        if seq in self._done:
+            return _answer(self._done[seq])
+        given = self.run.journal.decision(scope, seq)
+        if given is not None:
+            answer = Answer(value=json.loads(given), json=given)
+        else:
+            try:
+                answer = await work()
+            except Undecided as error:
+                self.run.journal.note_undecided(scope, seq, error.step, error.ledger.model_dump(mode="json"))
+                raise
+        self._put(scope, seq, answer, name=name, skill=skill)
+        return answer
+
+    def below(self) -> Context:
+        """The next numbered place below this one."""
+        return self.at(str(self.take()))
+
+    async def execute(self, work: Plan | Procedure, library: SkillLibrary | None = None, *, inputs: Mapping[str, Any] | None = None) -> Any:
+        """Carry out a plan or a procedure below here; gives the plan's output, or the procedure's last state."""
+        return await self.below().carry_out(work, library, inputs)
+
+    async def carry_out(self, work: Plan | Procedure, library: SkillLibrary | None, inputs: Mapping[str, Any] | None) -> Any:
+        """`execute` in this very place."""
+        if isinstance(work, Procedure):
+            return await self._follow(work)
+        from keystep.run.execute import execute
+
+        if library is None:
+            raise BadInput("a plan needs a library of skills", field="library")
+        return await execute(self, work, library, inputs or {})
+
+    async def _follow(self, procedure: Procedure) -> Any:
+        """The loop: prompt, ask, update, journal."""
+        run = self.run
+        scope, at, state = run.journal.open_scope(run.id, self.path)
+        if at == 0:
+            state = procedure.start()
+        for row in run.journal.rows(scope, since=at):  # written behind the last sync
+            state, at = procedure.update(state, row.answer), row.seq + 1
+        total = run.expected = procedure.total()
+        asking = run.asking
+        if procedure.flags:
+            asking = replace(asking, flags=(*asking.flags, *procedure.flags))
+        if procedure.max_tokens is not None:
+            asking = replace(asking, sampling=replace(asking.sampling, max_tokens=procedure.max_tokens))
+        key = None if type(procedure).key is Procedure.key else procedure.key
+        ahead: Ahead | None = None
+
+        def decide(state: Any, seq: int, leader: Callable[[Any, str], None] | None) -> Any:
+            prompts = _prompts(procedure.prompt(state))
+            parse = lambda text: procedure.parse(text, state)  # noqa: E731
+            return ask(asking, prompts, f"{self.path}/{seq}", run.meter, parse=parse, key=key, leader=leader)
+
+        def look_ahead(value: Any, name: str) -> None:
+            nonlocal ahead
+            if ahead is not None and ahead.key == name:
+                return
+            _discard(ahead)
+            ahead = None
+            following = procedure.update(state, value)
+            if not procedure.done(following) and at + 1 not in (total, procedure.max_steps):
+                ahead = Ahead(name, asyncio.ensure_future(decide(following, at + 1, None)))
+
+        try:
+            while at != total and not procedure.done(state):
+                if procedure.max_steps is not None and at >= procedure.max_steps:
+                    raise Stopped("did not end within its steps", field="max_steps", value=procedure.max_steps, mend="raise max_steps")
+                waiting, ahead = ahead, None
+                if waiting is not None:
+                    step = waiting.task
+                else:
+                    step = decide(state, at, look_ahead if run.speculate else None)
+                given = None
+                try:
+                    answer = await step
+                except Undecided as error:
+                    given = run.journal.decision(scope, at)
+                    if given is None:
+                        run.journal.note_undecided(scope, at, error.step, error.ledger.model_dump(mode="json"))
+                        raise
+                    answer = Answer(value=json.loads(given), json=given)
+                if ahead is not None and (given is not None or ahead.key != (answer.json if key is None else dumps(key(answer.value)))):
+                    _discard(ahead)
+                    ahead = None
+                state = procedure.update(state, answer.value)
+                self._put(scope, at, answer, stands=state)
+                at += 1
+        finally:
+            _discard(ahead)
+        return state
+
+    def _opened(self) -> int:
+        """This place's scope in the journal, its earlier rows read."""
+        if self._scope is None:
+            self._scope, _, _ = self.run.journal.open_scope(self.run.id, self.path)
+            self._done = {row.seq: row for row in self.run.journal.rows(self._scope)}
+        return self._scope
+
+    def _put(self, scope: int, seq: int, answer: Answer, *, name: str | None = None, skill: str | None = None, stands: Any = None) -> None:
+        disagreed = len(answer.counts) > 1
+        kept: list[tuple[Any, ...]] = []
+        if disagreed or answer.flagged or self.run.keep_samples:
+            kept = [(s.index, s.text, vote, flag, s.model, s.tokens_out, s.logprob) for s, vote, flag in answer.votes]
+        candidates = dumps(answer.counts) if disagreed else None
+        row = (
+            name, skill, answer.json, answer.samples, answer.flagged, candidates, answer.tokens_in, answer.tokens_out,
+            round(answer.seconds, 6), answer.cost,
+        )  # fmt: skip
+        self.run.journal.put(scope, seq, row, kept, stands)
+        self.run.meter.steps += 1
+
+
+def _prompts(prompt: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:
+    if isinstance(prompt, list):
+        if not prompt:
+            raise BadInput("needs at least one wording", field="prompt")
+        return prompt
+    return (prompt,)  # type: ignore[return-value]  # text, or a tuple of messages: one prompt
+
+
+def _changed(asking: Asking, changes: Mapping[str, Any]) -> Asking:
+    """`asking` with some of its parts replaced for one ask."""
+    if not changes:
+        return asking
+    parts = {name: changes[name] for name in ("lm", "flags") if name in changes}
+    if "vote" in changes:
+        parts["rule"] = changes["vote"]
+    rest = {name: value for name, value in changes.items() if name not in ("lm", "flags", "vote")}
+    unknown = rest.keys() - set(Sampling.__slots__)
+    if unknown:
+        raise BadInput("is not an option of an ask", field=sorted(unknown)[0], mend=f"known are lm, vote, flags and {', '.join(Sampling.__slots__)}")
+    return replace(asking, **parts, sampling=replace(asking.sampling, **rest))
+
+
+def _answer(row: Row) -> Answer:
+    return Answer(
+        value=row.answer, json=dumps(row.answer), samples=row.samples, flagged=row.flagged, counts=row.candidates or {},
+        tokens_in=row.tokens_in, tokens_out=row.tokens_out, seconds=row.seconds, cost=row.cost,
+    )  # fmt: skip
+
+
+def _discard(ahead: Ahead | None) -> None:
+    """Cancel a step that was begun on an answer that lost; what it raised meanwhile is of no interest."""
+    if ahead is not None:
+        ahead.task.cancel()
+        ahead.task.add_done_callback(lambda task: task.cancelled() or task.exception())
+
+
+def _identity(work: Plan | Procedure, library: SkillLibrary | None, inputs: Mapping[str, Any] | None) -> dict[str, Any]:
+    if isinstance(work, Procedure):
+        return {"name": work.name, "procedure": work.identity()}
+    skills = {skill.name: skill.identity() for skill in library or ()}
+    return {"name": "plan", "plan": work.model_dump(mode="json"), "skills": skills, "inputs": dict(inputs or {})}
+
+
+def _refuse_changes(id: str, before: Any, now: Any) -> None:
+    now = json.loads(dumps(now, "identity"))
+    # A journaled run may have begun more than this process has reached yet; what both know has to agree.
+    before = {**before, "work": {path: work for path, work in before["work"].items() if path in now["work"]}}
+    if before == now:
+        return
+    changes = list(_differences(before, now))
+    raise ChangedWork(
+        "was begun with something else:\n  " + "\n  ".join(changes[:12]), field=f"run {id}", mend="put it back, or begin a new run"
+    )
+
+
+def _differences(before: Any, now: Any, where: str = "") -> Any:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in sorted(before.keys() | now.keys()):
+            yield from _differences(before.get(name), now.get(name), f"{where}.{name}" if where else name)
+    elif isinstance(before, str) and isinstance(now, str) and "\n" in before + now:
+        diff = difflib.unified_diff(before.splitlines(), now.splitlines(), f"{where} as begun", f"{where} now", lineterm="", n=0)
+        yield "\n    ".join(diff)
+    elif before != now:
+        yield f"{where}: was {before!r}, is {now!r}"
