@@ -75,12 +75,18 @@ ENSEMBLES: dict[str, list[Member]] = {
     "hanoi": [
         Member(seed=1, width=20, hidden=56, updates=4500),
         Member(seed=2, width=24, hidden=64, updates=4500),
-        Member(seed=3, width=20, hidden=56, updates=4500),
+        Member(seed=6, width=24, hidden=56, updates=4500),
         Member(seed=4, width=24, hidden=64, updates=4500),
         Member(seed=5, width=20, hidden=64, updates=4500),
     ],
     "ledger": [],
-    "hanoi-large": [],
+    "hanoi-large": [
+        Member(seed=11, width=64, hidden=176, updates=6000, tall=3.0),
+        Member(seed=12, width=72, hidden=192, updates=6000, tall=3.0),
+        Member(seed=13, width=64, hidden=192, updates=6000, tall=3.0),
+        Member(seed=14, width=72, hidden=176, updates=6000, tall=3.0),
+        Member(seed=15, width=80, hidden=208, updates=6000, tall=3.0),
+    ],
     "ledger-large": [],
 }
 

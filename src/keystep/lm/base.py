@@ -21,6 +21,10 @@ class ToolCall:
     name: str
     arguments: str
 
+    def as_json(self) -> dict[str, Any]:
+        """As the chat completions interface writes it."""
+        return {"id": self.id, "type": "function", "function": {"name": self.name, "arguments": self.arguments}}
+
 
 @dataclass(frozen=True, slots=True)
 class Message:
