@@ -1,7 +1,8 @@
 """Training examples for the embedded Hanoi step: random legal states of 3 to 20 disks, in the tokens of `keystep.lm.embedded.hanoi`.
 
-Half of every batch is drawn uniformly over *which disk moves next*. On the way of a D-disk tower disk m moves 2^(D-m) times, so a
-plain random state almost never shows a big disk moving, and a model trained on random states alone fails on just those steps.
+A plain random state almost never shows a big disk moving: all smaller ones have to be stacked on one other peg. On the way of a D-disk
+tower such states do occur, and a model trained on random states alone fails on just those steps. So three parts of every batch are
+drawn on purpose: uniformly over which disk moves *next*, uniformly over which disk moved *last*, and the whole tower at the start.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import numpy as np
 
 from keystep.lm.embedded.hanoi import ARROW, DISK, END, MAX_DISKS, MIN_DISKS, NONE, OPEN, PEG
 
+MOVES_NEXT, MOVED_LAST, AT_START = 0.35, 0.25, 0.02  # shares of a batch
 NO_PREVIOUS = 0.08  # share of the disk-1 examples without a previous move: the first step of every tower
 
 
@@ -27,20 +29,21 @@ def smallest_on(pegs: np.ndarray, peg: np.ndarray) -> np.ndarray:
     return np.where(on.any(1), on.argmax(1), pegs.shape[1])
 
 
-def batch(rng: np.random.Generator, size: int, disks: int, rare: float = 0.5) -> np.ndarray:
+def batch(rng: np.random.Generator, size: int, disks: int) -> np.ndarray:
     """`size` whole examples of `disks` disks, prompt and answer: int [size, 2 * disks + 14]."""
     rows = np.arange(size)
     pegs = rng.integers(0, 3, (size, disks))
     home = pegs[:, 0]
     after_one = rng.random(size) < 0.5  # the previous move was disk 1's, so the other legal move is due
-    n_rare = int(size * rare)
-    mover = rng.integers(0, disks, n_rare)
-    below = np.arange(disks)[None] < mover[:, None]
-    pegs[:n_rare] = np.where(below, home[:n_rare, None], pegs[:n_rare])
-    big = mover > 0
-    away = (home[:n_rare] + rng.integers(1, 3, n_rare)) % 3
-    pegs[rows[:n_rare][big], mover[big]] = away[big]
-    after_one[:n_rare] = big
+    chosen = rng.integers(0, disks, size)  # the disk that moves next, or moved last, where that is drawn on purpose
+    next_is, last_is = rows < size * MOVES_NEXT, (rows >= size * MOVES_NEXT) & (rows < size * (MOVES_NEXT + MOVED_LAST))
+    big = (next_is | last_is) & (chosen > 0)
+    below = np.arange(disks)[None] < chosen[:, None]
+    pegs = np.where(big[:, None] & below, home[:, None], pegs)
+    pegs[rows[big], chosen[big]] = ((home + rng.integers(1, 3, size)) % 3)[big]
+    after_one = np.where(next_is, big, np.where(last_is, ~big, after_one))
+    at_start = rows >= size - int(np.ceil(size * AT_START))
+    pegs[at_start], home[at_start], after_one[at_start] = 0, 0, False
 
     left, right = (home + 1) % 3, (home + 2) % 3
     top_left, top_right = smallest_on(pegs, left), smallest_on(pegs, right)
@@ -53,10 +56,10 @@ def batch(rng: np.random.Generator, size: int, disks: int, rare: float = 0.5) ->
     move_to = np.where(after_one, target, left)
 
     # Before disk 1's turn another disk moved between the two pegs that disk 1 is not on (or nothing moved yet).
-    shown = rng.random(size) < 0.5
+    shown = np.where(last_is & big, top_left == chosen, rng.random(size) < 0.5)
     previous_disk = np.where(shown, top_left, top_right)
     previous_to = np.where(shown, left, right)
-    nothing = (previous_disk == disks) | (rng.random(size) < NO_PREVIOUS)
+    nothing = (previous_disk == disks) | ((rng.random(size) < NO_PREVIOUS) & ~last_is)
     previous = np.where(
         after_one[:, None],
         np.stack([np.full(size, DISK), PEG + right, PEG + home], 1),  # disk 1 goes one peg clockwise, so it came from `right`

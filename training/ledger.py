@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from train import Member
     from transformers import LlamaForCausalLM
 
-GUIDED, GUIDED_WORDS = 0.3, 40
+ADDS, GUIDED = 0.2, 0.5  # the share of the training that ends the first phase (sums only) and the second (guided lookups)
 QUERIES = 16
 PROMPT = DIGITS + 1  # digits, word
 QUERY = PROMPT + DIGITS + 2  # the prompt's tokens, then value, digits, end
@@ -65,43 +65,59 @@ def mask(words: int, queries: int = QUERIES) -> np.ndarray:
     return allowed & np.tri(len(block), dtype=bool)
 
 
-def draw_words(rng: np.random.Generator) -> int:
-    """A dictionary size: mostly long ones, since those are the hard ones."""
-    return int(rng.integers(MIN_WORDS, MAX_WORDS + 1)) if rng.random() < 0.4 else int(rng.integers(60, MAX_WORDS + 1))
+def draw_words(rng: np.random.Generator, done: float) -> int:
+    """A dictionary size: tiny while only sums are learned, up to 60 while the lookup is guided, then any size, most of them long."""
+    if done < ADDS:
+        return int(rng.integers(MIN_WORDS, 5))
+    if done < GUIDED:
+        return int(rng.integers(MIN_WORDS, 61))
+    return int(rng.integers(MIN_WORDS if rng.random() < 0.4 else 60, MAX_WORDS + 1))
+
+
+def start(net: LlamaForCausalLM) -> None:
+    """Embeddings to begin with: digits lie on circles, and a value begins as its ones and tens digits and its sign, added up.
+
+    From a blank start 199 value tokens must each find out what number they are; this says it, and training moves them where it wants.
+    """
+    weight = net.model.embed_tokens.weight
+    width = weight.shape[1]
+    value = torch.arange(-MAX_VALUE, MAX_VALUE + 1)
+    turn = torch.arange(10)[:, None] * torch.tensor([1, 2]) * (2 * torch.pi / 10)
+    with torch.no_grad():
+        weight.normal_(0, 0.2)
+        weight[DIGIT : DIGIT + 10] = torch.cat([turn.cos(), turn.sin()], dim=1) @ torch.randn(4, width) * 0.14
+        digit = weight[DIGIT : DIGIT + 10].clone()
+        sign = torch.where(value < 0, 0.2, -0.2)[:, None] * torch.randn(width)
+        weight[VALUE:WORD] = digit[value % 10] + digit[value // 10 % 10].roll(width // 3, dims=1) + sign
 
 
 def loss(net: LlamaForCausalLM, member: Member, rng: np.random.Generator, done: float) -> torch.Tensor:
-    """Cross entropy of the answers, and at first a guide for two attention heads.
+    """Cross entropy of the answers in three phases: sums alone, then lookups with a guide, then everything as it will be asked.
 
     A lookup takes two heads that are useless without each other: in the first layer a value looks at the word before it, in the last
-    layer the word asked for looks at the value whose word it is. Left alone, models this small do not find the pair in any number of
-    updates we could wait for. So for the first GUIDED of the training, head 0 of each of the two layers is told where to look.
+    layer the word asked for looks at the value whose word it is. Left alone, models this small do not find the pair in any time we
+    could wait. So in the second phase head 0 of these two layers is told where to look, less and less.
     """
-    guided = done < GUIDED
-    words = draw_words(rng) if not guided else int(rng.integers(MIN_WORDS, GUIDED_WORDS + 1))
+    words = draw_words(rng, done)
+    guided = ADDS <= done < GUIDED
     tokens = torch.from_numpy(batch(rng, member.batch, words))
     allowed = torch.from_numpy(mask(words))
     bias = torch.zeros(allowed.shape).masked_fill_(~allowed, torch.finfo(torch.float32).min)[None, None]
-    net.set_attn_implementation("eager" if guided else "sdpa")
-    seen = net.model(
-        input_ids=tokens, position_ids=torch.from_numpy(positions(words))[None], attention_mask=bias, output_attentions=guided
-    )
-    answers = seen.last_hidden_state[:, 2 * words :].unflatten(1, (QUERIES, QUERY))[:, :, PROMPT - 1 : -1]
-    wanted = tokens[:, 2 * words :].unflatten(1, (QUERIES, QUERY))[:, :, PROMPT:]
-    surprise = torch.nn.functional.cross_entropy(net.lm_head(answers).flatten(0, 2), wanted.flatten(), reduction="none").view(wanted.shape)
-    total = surprise[..., 0].mean() + surprise[..., 1:].mean()
-    if guided:
-        asked = 2 * words + torch.arange(QUERIES) * QUERY + PROMPT - 1  # where each query's word stands
-        entry = torch.arange(words) * 2 + 1  # where each dictionary value stands
-        place = (asked[:, None] + 1 + torch.arange(DIGITS)).flatten()  # where each digit of the new sum is foretold
-        first, last = seen.attentions[0], seen.attentions[-1]
-        match = tokens[:, asked, None] == tokens[:, None, entry - 1]
-        looks = (
-            first[:, 0, entry, entry - 1],
-            (last[:, 0, asked][:, :, entry] * match).sum(-1),
-            first[:, 1, place, place - PROMPT],
-            last[:, 1, place, (asked + 1).repeat_interleave(DIGITS)],
-        )
-        global DIAG; DIAG = [round(l.mean().item(),3) for l in looks], words
-        total = total - (1 - done / GUIDED) * sum(look.clamp_min(1e-9).log().mean() for look in looks)
-    return total
+    net.set_attn_implementation("eager" if guided else "sdpa")  # only eager attention shows its weights
+    place = torch.from_numpy(positions(words))[None]
+    seen = net.model(input_ids=tokens, position_ids=place, attention_mask=bias, output_attentions=guided)
+    query = tokens[:, 2 * words :].unflatten(1, (QUERIES, QUERY))
+    answer = net.lm_head(seen.last_hidden_state[:, 2 * words :].unflatten(1, (QUERIES, QUERY))[:, :, PROMPT - 1 : -1])
+    surprise = torch.nn.functional.cross_entropy(answer.flatten(0, 2), query[:, :, PROMPT:].flatten(), reduction="none")
+    value, total = surprise.view(*answer.shape[:3]).split([1, DIGITS + 1], dim=2)
+    if done < ADDS:
+        return total.mean()
+    if not guided:
+        return value.mean() / 2 + total.mean()
+    entry = torch.arange(words) * 2 + 1  # where the dictionary's values stand
+    asked = 2 * words + torch.arange(QUERIES) * QUERY + PROMPT - 1  # where the queries' words stand
+    matches = tokens[:, asked, None] == tokens[:, None, entry - 1]
+    looks_back = seen.attentions[0][:, 0, entry, entry - 1]
+    looks_up = (seen.attentions[-1][:, 0, asked][:, :, entry] * matches).sum(-1)
+    guide = -sum(look.clamp_min(1e-9).log().mean() for look in (looks_back, looks_up))
+    return value.mean() / 2 + total.mean() + (GUIDED - done) / (GUIDED - ADDS) * guide

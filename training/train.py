@@ -56,6 +56,7 @@ class Kind:
     vocabulary: int
     length: int
     loss: Callable[[LlamaForCausalLM, Member, np.random.Generator, float], torch.Tensor]
+    start: Callable[[LlamaForCausalLM], None] = lambda net: None  # changes a blank net before its training
 
 
 def hanoi_loss(net: LlamaForCausalLM, member: Member, rng: np.random.Generator, done: float) -> torch.Tensor:
@@ -68,16 +69,16 @@ def hanoi_loss(net: LlamaForCausalLM, member: Member, rng: np.random.Generator, 
 
 KINDS = {
     "hanoi": Kind(hanoi_tokens.VOCABULARY, 64, hanoi_loss),
-    "ledger": Kind(ledger_tokens.VOCABULARY, 256, ledger.loss),
+    "ledger": Kind(ledger_tokens.VOCABULARY, 256, ledger.loss, ledger.start),
 }
 
 ENSEMBLES: dict[str, list[Member]] = {
     "hanoi": [
-        Member(seed=1, width=20, hidden=56, updates=4500),
-        Member(seed=2, width=24, hidden=64, updates=4500),
-        Member(seed=6, width=24, hidden=56, updates=4500),
-        Member(seed=4, width=24, hidden=64, updates=4500),
-        Member(seed=5, width=20, hidden=64, updates=4500),
+        Member(seed=1, width=24, hidden=64, updates=5000),
+        Member(seed=2, width=24, hidden=72, updates=5000),
+        Member(seed=3, width=24, hidden=56, updates=5000),
+        Member(seed=4, width=20, hidden=64, updates=6000),
+        Member(seed=5, width=24, hidden=64, updates=5000),
     ],
     "ledger": [],
     "hanoi-large": [
@@ -102,6 +103,7 @@ def train(kind: Kind, member: Member, label: str) -> tuple[LlamaForCausalLM, flo
             bos_token_id=None, eos_token_id=0, attn_implementation="sdpa",
         )  # fmt: skip
     )
+    kind.start(net)
     matrices = [p for name, p in net.named_parameters() if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in net.named_parameters() if p.ndim != 2 or "embed" in name]
     optimizers = [

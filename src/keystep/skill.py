@@ -20,14 +20,15 @@ class Skill(ABC):
         description: what it does, in words a user would search for.
         cost: what one use costs, in any one unit the library keeps to; cheaper skills are tried first.
         can: the abilities it offers beside its own name; a step names an ability, and every skill that offers it is a candidate.
-        takes, gives: Python types of the inputs (usually a TypedDict or pydantic model) and of the output; None takes anything.
+        takes, gives: Python types of the inputs (usually a pydantic model or a `typing_extensions.TypedDict`) and of the output; None
+            takes anything.
     """
 
     def __init__(
         self, name: str, *, description: str = "", cost: float = 0.0, can: Iterable[str] = (), takes: Any = None, gives: Any = None
     ) -> None:
-        if not name:
-            raise BadInput("a skill needs a name", field="name", value=name)
+        if not name or "/" in name:
+            raise BadInput("a skill needs a name without /", field="name", value=name)
         self.name, self.description, self.cost = name, description, cost
         self.abilities = frozenset(can) | {name}
         self._takes = None if takes is None else TypeAdapter(takes)
@@ -41,9 +42,12 @@ class Skill(ABC):
         """Whether `output` is a finished result; the executor escalates where it is not."""
         return True
 
-    def identity(self) -> Any:
-        """What of this skill decides its results, as JSON; the journal keeps it and refuses to resume a run on changed skills."""
-        return {"name": self.name, "kind": type(self).__name__}
+    def identity(self) -> dict[str, Any]:
+        """What of this skill decides its results, as JSON; the journal keeps it and refuses to resume a run on changed skills.
+
+        Skills with settings of their own add them: `super().identity() | {...}`.
+        """
+        return {"kind": type(self).__name__, "cost": self.cost, "can": sorted(self.abilities)}
 
     def check_inputs(self, inputs: Mapping[str, Any]) -> Any:
         return _checked(self._takes, inputs, f"inputs of skill {self.name}")
@@ -90,7 +94,8 @@ class SkillLibrary:
         """
         fits = sorted((s for s in self if ability in s.abilities), key=lambda s: (s.cost, s.name))
         if not fits:
-            raise BadInput("no skill of the library can do this", field="skill", value=ability, mend=f"add one, or name one of {sorted(self._skills)}")
+            mend = f"add one, or name one of {sorted(self._skills)}"
+            raise BadInput("no skill of the library can do this", field="skill", value=ability, mend=mend)
         return fits
 
     def search(self, words: str, n: int = 5) -> list[Skill]:

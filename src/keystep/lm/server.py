@@ -13,9 +13,10 @@ import json
 import logging
 import math
 import secrets
+import socket
 import time
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from typing import Any
@@ -38,13 +39,24 @@ _NUMBER = (int, float)
 
 
 def serve(lms: Mapping[str, LM], host: str = "127.0.0.1", port: int = 8377, *, allow_remote: bool = False) -> None:
-    """Serve until interrupted. Raises BadInput for an address that other machines reach, unless `allow_remote`."""
+    """Serve until interrupted.
+
+    Raises:
+        BadInput: an address that other machines reach, unless `allow_remote`; a port that is taken.
+    """
     if not allow_remote and not _is_loopback(host):
         mend = "use 127.0.0.1, or allow it by name: anyone who reaches this address can use the models"
         raise BadInput("this address is open to other machines", field="host", value=host, mend=mend)
     if not 0 <= port <= 65535:
         raise BadInput("no such port", field="port", value=port, mend="give 0 to 65535")
-    uvicorn.run(app(lms), host=host, port=port, log_level="warning")
+    server = uvicorn.Server(uvicorn.Config(app(lms), log_level="warning"))
+    bare = host.strip("[]")
+    try:
+        listening = socket.create_server((bare, port), family=socket.AF_INET6 if ":" in bare else socket.AF_INET)
+    except OSError as error:
+        raise BadInput(f"cannot listen at {host}:{port} ({error.strerror})", field="port", mend="give another port") from None
+    with listening, suppress(KeyboardInterrupt):
+        server.run(sockets=[listening])
 
 
 def app(lms: Mapping[str, LM]) -> Starlette:
@@ -290,6 +302,7 @@ def _error(error: Exception) -> tuple[int, dict[str, Any]]:
 async def _json(http: HttpRequest) -> dict[str, Any]:
     try:
         body = json.loads(await http.body())
+        json.dumps(body, ensure_ascii=False).encode()  # half a surrogate pair could be read, but never sent back
     except (ValueError, RecursionError) as error:
         raise BadInput(f"the body is not JSON ({error})", field="body") from None
     if not isinstance(body, dict):

@@ -7,6 +7,7 @@ never repaired.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
@@ -135,7 +136,8 @@ async def ask(
                     if flag is None:
                         value = parse(sample.text)
                         name = dumps(value if key is None else key(value))
-                        values.setdefault(name, (value, sample.text))
+                        if name not in values:  # kept as JSON gives it back, so that a resumed run goes on from the very same value
+                            values[name] = (json.loads(dumps(value)), sample.text)
                         answer.counts[name] = answer.counts.get(name, 0) + 1
                 except Flag as raised:
                     flag = str(raised) or "malformed"

@@ -19,6 +19,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -151,16 +152,21 @@ class Journal:
             raise BadInput("is FULL or NORMAL", field="synchronous", value=synchronous)
         if group < 1:
             raise BadInput("is at least 1", field="group", value=group)
-        self.url = "sqlite://" if url is None else str(url) if "://" in str(url) else f"sqlite:///{url}"
+        self.url = str(url or "sqlite://")
         self._full, self._group = synchronous == "FULL", group
         self._unsynced = 0
         self._last_sync = 0.0
+        self._loop: asyncio.AbstractEventLoop | None = None  # the one whose timers sync and renew the lease
         self._timer: asyncio.TimerHandle | None = None
         self._stands: dict[int, tuple[int, Any]] = {}  # procedures that moved since the last sync
         self._held: str | None = None
         self._spent: Callable[[], tuple[float, int]] = lambda: (0.0, 0)
         try:
-            self._engine = sa.create_engine(self.url)
+            where = sa.make_url(self.url) if "://" in self.url else sa.URL.create("sqlite", database=self.url)
+            self._memory = where.database in (None, "", ":memory:")
+            # In memory there is one connection only, whichever thread asks (`run_sync` in a notebook takes a thread of its own).
+            lone: dict[str, Any] = {"poolclass": sa.StaticPool, "connect_args": {"check_same_thread": False}}
+            self._engine = sa.create_engine(where, **(lone if self._memory and where.drivername == "sqlite" else {}))
         except (sa.exc.ArgumentError, ImportError, sa.exc.NoSuchModuleError) as error:
             raise BadInput(f"is not a database URL ({error})", field="journal", value=str(url), mend="write sqlite:///runs.db") from None
         if self._engine.dialect.name != "sqlite":
@@ -191,8 +197,20 @@ class Journal:
                 MIGRATIONS[number](self._connection)
                 self._pragma(f"user_version={number + 1}")
 
-    def _transaction(self) -> _Transaction:
-        return _Transaction(self._connection)
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """BEGIN IMMEDIATE … COMMIT on a connection that otherwise commits every statement."""
+        try:
+            self._connection.exec_driver_sql("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._connection.exec_driver_sql("COMMIT")
+            except BaseException:
+                with suppress(SQLAlchemyError):  # after some failures SQLite has rolled back itself
+                    self._connection.exec_driver_sql("ROLLBACK")
+                raise
+        except SQLAlchemyError as error:
+            raise self._failed(error) from None
 
     def _failed(self, error: Exception) -> JournalError:
         reason = str(error.orig if isinstance(error, DBAPIError) and error.orig else error)
@@ -227,18 +245,39 @@ class Journal:
         """All runs, newest first."""
         return [_read(row) for row in self._run(sa.select(runs).order_by(runs.c.started.desc(), runs.c.id)).mappings()]
 
+    def widen(self, id: str, identity: Any) -> None:
+        """Store the identity of a run that goes on to more work."""
+        self._run(runs.update().where(runs.c.id == id).values(identity=dumps(identity)))
+
     def acquire(self, id: str, spent: Callable[[], tuple[float, int]]) -> None:
         """Take the run's lease; `spent` tells (seconds, samples drawn) so far and is stored at every sync.
 
         Raises:
-            Busy: a living process holds it.
+            Busy: a living process holds it, or this journal object is in use by another run.
         """
+        if self._held not in (None, id):
+            raise Busy("this journal object is in use by another run", field="run", value=self._held, mend="open the journal a second time")
         with self._transaction():
             row = self.run(id)
             if row["owner"] and row["owner"] != _me() and row["lease"] > time.time() and not _is_dead(row["owner"]):
                 raise Busy("another process is running this", field="run", value=id, mend=f"wait for {row['owner']} to end, or stop it")
             self._run(runs.update().where(runs.c.id == id).values(owner=_me(), lease=time.time() + LEASE_SECONDS, status="running", why=None))
         self._held, self._spent = id, spent
+        self.attend()
+
+    def attend(self) -> None:
+        """Sync in time, and renew the lease while a step takes long, on the running loop (every `run_sync` has one of its own)."""
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            self._loop, self._timer = loop, None
+            loop.call_later(LEASE_SECONDS / 3, self._renew, loop)
+
+    def _renew(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._held is None or loop is not self._loop:
+            self._loop = None if loop is self._loop else self._loop
+            return
+        self.sync()
+        loop.call_later(LEASE_SECONDS / 3, self._renew, loop)
 
     def end(self, status: str, *, why: str | None = None, result: Any = None) -> None:
         """Sync, store the outcome and let the lease go."""
@@ -269,31 +308,37 @@ class Journal:
         the next `put` of this scope.
         """
         point("before-write")
-        try:
-            if kept:
-                with self._transaction():
-                    for sample in kept:
-                        self._connection.exec_driver_sql(self._insert_sample, (scope, seq, *sample))
-                    self._connection.exec_driver_sql(self._insert_step, (scope, seq, *row))
-            else:
-                self._connection.exec_driver_sql(self._insert_step, (scope, seq, *row))
-        except SQLAlchemyError as error:
-            raise self._failed(error) from None
+        with self._transaction() if kept else nullcontext():
+            for sample in kept:
+                self._append(self._insert_sample, (scope, seq, *sample))
+            self._append(self._insert_step, (scope, seq, *row))
         point("after-write")
         if stands is not None:
             self._stands[scope] = (seq + 1, stands)
         self._unsynced += 1
         if self._unsynced >= self._group or time.monotonic() - self._last_sync > SYNC_SECONDS:
             self.sync()
-        elif self._timer is None:
+            return
+        self.attend()
+        if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(SYNC_SECONDS, self._timed_sync)
+
+    def _append(self, statement: str, row: tuple[Any, ...]) -> None:
+        try:
+            self._connection.exec_driver_sql(statement, row)
+        except SQLAlchemyError as error:
+            raise self._failed(error) from None
 
     def _timed_sync(self) -> None:
         self._timer = None
         self.sync()
 
     def sync(self) -> None:
-        """Force all written steps to the disk, with where every procedure stands."""
+        """Force all written steps to the disk, with where every procedure stands.
+
+        Raises:
+            Busy: another process has taken the run over, because this one was silent for longer than its lease.
+        """
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -304,18 +349,16 @@ class Journal:
         point("before-sync")
         seconds, calls = self._spent()
         now = time.time()
-        try:
-            if self._full:
-                self._pragma("synchronous=FULL")
-            with self._transaction():
-                for scope, (at, state) in self._stands.items():
-                    self._run(scopes.update().where(scopes.c.id == scope).values(at=at, state=dumps(state, "state")))
-                self._run(
-                    runs.update().where(runs.c.id == self._held).values(updated=now, lease=now + LEASE_SECONDS, seconds=seconds, calls=calls)
-                )
-            self._pragma("synchronous=NORMAL")
-        except SQLAlchemyError as error:
-            raise self._failed(error) from None
+        mine = runs.update().where(runs.c.id == self._held, runs.c.owner == _me())
+        if self._full:
+            self._pragma("synchronous=FULL")
+        with self._transaction():
+            if not self._run(mine.values(updated=now, lease=now + LEASE_SECONDS, seconds=seconds, calls=calls)).rowcount:
+                lost, self._held = self._held, None
+                raise Busy("another process has taken this run over", field="run", value=lost, mend="let that one end")
+            for scope, (at, state) in self._stands.items():
+                self._run(scopes.update().where(scopes.c.id == scope).values(at=at, state=dumps(state, "state")))
+        self._pragma("synchronous=NORMAL")
         self._stands.clear()
         point("after-sync")
 
@@ -323,7 +366,7 @@ class Journal:
         """The journaled steps of a scope from number `since` on, in order, read as they are asked for."""
         query = sa.select(*_ROW).where(steps.c.scope == scope, steps.c.seq >= since).order_by(steps.c.seq)
         # A connection of its own, so that reading a million rows does not stand in the way of writing; memory has only one.
-        if self.url == "sqlite://":
+        if self._memory:
             yield from map(_row, self._run(query).all())
             return
         try:
@@ -343,8 +386,8 @@ class Journal:
         query = sa.select(scopes.c.path, *_ROW).join(scopes, steps.c.scope == scopes.c.id).where(scopes.c.run == run)
         hardest = [steps.c.samples.desc(), steps.c.scope, steps.c.seq]
         query = query.order_by(scopes.c.id, steps.c.seq) if limit is None else query.order_by(*hardest).limit(limit)
-        for path, *values in self._run(query):
-            yield path, _row(values)
+        for found in self._run(query):
+            yield found[0], _row(found[1:])
 
     def samples(self, scope: int, seq: int) -> list[Mapping[str, Any]]:
         """The kept samples of a step, as dicts of the `samples` table."""
@@ -380,21 +423,9 @@ class Journal:
     def close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
+        self._held = None
         self._connection.close()
         self._engine.dispose()
-
-
-class _Transaction:
-    """BEGIN IMMEDIATE … COMMIT on a connection that otherwise commits every statement."""
-
-    def __init__(self, connection: sa.Connection) -> None:
-        self._connection = connection
-
-    def __enter__(self) -> None:
-        self._connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-    def __exit__(self, kind: object, *rest: object) -> None:
-        self._connection.exec_driver_sql("COMMIT" if kind is None else "ROLLBACK")
 
 
 def _read(row: Mapping[Any, Any]) -> dict[str, Any]:

@@ -137,7 +137,10 @@ class Run:
 
     def ask_sync(self, prompt: Prompt, **options: Any) -> Answer:
         """`ask` for scripts and notebooks."""
-        return run_sync(self.ask(prompt, **options))
+        try:
+            return run_sync(self.ask(prompt, **options))
+        finally:
+            self.journal.sync()  # the loop whose timer would do it is gone
 
     def execute_sync(self, work: Plan | Procedure, library: SkillLibrary | None = None, **options: Any) -> Outcome:
         return run_sync(self.execute(work, library, **options))
@@ -153,17 +156,23 @@ class Run:
     def _begin(self, work: dict[str, Any]) -> None:
         """Take the run in the journal, new or begun, and make sure that what it began with is what goes on now."""
         if self._open and work.keys() <= self._work.keys():
+            self.journal.attend()
             return
-        self._work |= work
-        identity = {**self.asking.identity(), "work": self._work}
+        identity = {**self.asking.identity(), "work": self._work | work}
         known = self.journal.run(self.id, missing_ok=True)
-        if not known:
+        if known:
+            _refuse_changes(self.id, known["identity"], identity)
+        else:
             name = next((value.get("name") or value.get("method", "") for value in work.values()), "ask")
             self.journal.begin(self.id, str(name), self.spec, identity)
-        elif not self._open:
-            _refuse_changes(self.id, known["identity"], identity)
-        if self._open:
-            return
+        self._work |= work
+        if not self._open:
+            self._take_up(known)
+        if known and work.keys() - known["identity"]["work"].keys():
+            self.journal.widen(self.id, {**identity, "work": known["identity"]["work"] | self._work})
+
+    def _take_up(self, known: dict[str, Any]) -> None:
+        """Hold the run, and go on counting where it stopped."""
         self.journal.acquire(self.id, lambda: (self.meter.seconds, self.meter.calls))
         if known:
             spent = self.journal.totals(self.id)
@@ -179,7 +188,7 @@ class Run:
 
     def _end(self, status: str, *, why: str | None = None, result: Any = None) -> None:
         if self._open:
-            self.meter.seconds_before, self._open = self.meter.seconds, False
+            self.meter.seconds_before, self.meter.started, self._open = self.meter.seconds, time.monotonic(), False
             self.journal.end(status, why=why, result=result)
 
     def _outcome(self, path: str, work: Plan | Procedure, result: Any) -> Outcome:
@@ -292,11 +301,12 @@ class Context:
             asking = replace(asking, sampling=replace(asking.sampling, max_tokens=procedure.max_tokens))
         key = None if type(procedure).key is Procedure.key else procedure.key
         ahead: Ahead | None = None
+        given = run.journal.decision(scope, at)  # a run stops at an undecided step, so a person's answer is for the one it stands before
 
-        def decide(state: Any, seq: int, leader: Callable[[Any, str], None] | None) -> Any:
+        async def decide(state: Any, seq: int, leader: Callable[[Any, str], None] | None) -> Answer:
             prompts = _prompts(procedure.prompt(state))
             parse = lambda text: procedure.parse(text, state)  # noqa: E731
-            return ask(asking, prompts, f"{self.path}/{seq}", run.meter, parse=parse, key=key, leader=leader)
+            return await ask(asking, prompts, f"{self.path}/{seq}", run.meter, parse=parse, key=key, leader=leader)
 
         def look_ahead(value: Any, name: str) -> None:
             nonlocal ahead
@@ -304,29 +314,30 @@ class Context:
                 return
             _discard(ahead)
             ahead = None
-            following = procedure.update(state, value)
-            if not procedure.done(following) and at + 1 not in (total, procedure.max_steps):
-                ahead = Ahead(name, asyncio.ensure_future(decide(following, at + 1, None)))
+            try:
+                following = procedure.update(state, value)
+                if procedure.done(following) or at + 1 in (total, procedure.max_steps):
+                    return
+            except Exception:  # an answer that may yet lose may make no sense; if it wins, the loop itself meets the error
+                return
+            ahead = Ahead(name, asyncio.ensure_future(decide(following, at + 1, None)))
 
         try:
             while at != total and not procedure.done(state):
                 if procedure.max_steps is not None and at >= procedure.max_steps:
                     raise Stopped("did not end within its steps", field="max_steps", value=procedure.max_steps, mend="raise max_steps")
-                waiting, ahead = ahead, None
-                if waiting is not None:
-                    step = waiting.task
-                else:
-                    step = decide(state, at, look_ahead if run.speculate else None)
-                given = None
                 try:
-                    answer = await step
+                    if given is not None:
+                        answer, given = Answer(value=json.loads(given), json=given), None
+                    elif ahead is not None:
+                        waiting, ahead = ahead, None
+                        answer = await waiting.task
+                    else:
+                        answer = await decide(state, at, look_ahead if run.speculate else None)
                 except Undecided as error:
-                    given = run.journal.decision(scope, at)
-                    if given is None:
-                        run.journal.note_undecided(scope, at, error.step, error.ledger.model_dump(mode="json"))
-                        raise
-                    answer = Answer(value=json.loads(given), json=given)
-                if ahead is not None and (given is not None or ahead.key != (answer.json if key is None else dumps(key(answer.value)))):
+                    run.journal.note_undecided(scope, at, error.step, error.ledger.model_dump(mode="json"))
+                    raise
+                if ahead is not None and ahead.key != (answer.json if key is None else dumps(key(answer.value))):
                     _discard(ahead)
                     ahead = None
                 state = procedure.update(state, answer.value)
@@ -335,6 +346,15 @@ class Context:
         finally:
             _discard(ahead)
         return state
+
+    def journaled(self) -> list[Row]:
+        """What the journal had here when this place was first used."""
+        self._opened()
+        return list(self._done.values())
+
+    def put(self, seq: int, answer: Answer, *, name: str, skill: str) -> None:
+        """Journal an answer of this place under a number, a name and the skill that gave it."""
+        self._put(self._opened(), seq, answer, name=name, skill=skill)
 
     def _opened(self) -> int:
         """This place's scope in the journal, its earlier rows read."""
@@ -397,13 +417,15 @@ def _identity(work: Plan | Procedure, library: SkillLibrary | None, inputs: Mapp
     if isinstance(work, Procedure):
         return {"name": work.name, "procedure": work.identity()}
     skills = {skill.name: skill.identity() for skill in library or ()}
-    return {"name": "plan", "plan": work.model_dump(mode="json"), "skills": skills, "inputs": dict(inputs or {})}
+    given = json.loads(dumps(dict(inputs or {}), "inputs"))
+    return {"name": "plan", "plan": work.model_dump(mode="json"), "skills": skills, "inputs": given}
 
 
 def _refuse_changes(id: str, before: Any, now: Any) -> None:
     now = json.loads(dumps(now, "identity"))
-    # A journaled run may have begun more than this process has reached yet; what both know has to agree.
-    before = {**before, "work": {path: work for path, work in before["work"].items() if path in now["work"]}}
+    # Each may know of work that the other has not reached yet; what both know has to agree.
+    both = before["work"].keys() & now["work"].keys()
+    before, now = ({**side, "work": {path: side["work"][path] for path in both}} for side in (before, now))
     if before == now:
         return
     changes = list(_differences(before, now))

@@ -25,7 +25,7 @@ class Rule(Protocol):
         """The candidate that has won, or None."""
 
     def wanted(self, counts: Counts) -> int:
-        """The fewest further valid votes after which there can be a winner (at least 1 while there is none)."""
+        """How many further samples to ask for at once: 0 when there is a winner, else as many valid votes as may be needed at least."""
 
 
 def _lead(counts: Counts) -> tuple[str | None, int]:

@@ -19,7 +19,6 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import count, takewhile
 from typing import Any
 
 import numpy as np
@@ -122,7 +121,7 @@ class Decoder:
             for group in alike.values():
                 members, grid = tuple(member for member, _ in group), [part for _, part in group]
                 found = self._decode(members, [[rows[number] for number in part] for part in grid])
-                answers |= zip(sum(grid, []), found, strict=True)
+                answers |= zip((number for part in grid for number in part), found, strict=True)
         return [answers[number] for number in range(len(rows))]
 
     def answer_probabilities(
@@ -137,7 +136,7 @@ class Decoder:
         probability, greedy = np.empty(size), np.empty(size, dtype=bool)
         weights = self._of((member,))
         tokens = np.concatenate([prompts, answers[:, :-1]], axis=1)
-        _, group = np.unique(prompts[:, :shared], axis=0, return_inverse=True) if shared else (None, np.zeros(size, dtype=np.int64))
+        group = np.unique(prompts[:, :shared], axis=0, return_inverse=True)[1] if shared else np.zeros(size, dtype=np.int64)
         with np.errstate(over="ignore"):
             for which in range(group.max() + 1 if size else 0):
                 numbers = np.flatnonzero(group == which)
@@ -170,64 +169,65 @@ class Decoder:
 
     def _decode(self, members: tuple[int, ...], grid: list[list[Row]]) -> list[Answer]:
         """Answers of a grid of rows [M, R] whose prompts, shared prefixes and numbers of distinct prompts are of one size."""
-        weights, first = self._of(members), grid[0][0]
-        length, shared = len(first.prompt), first.shared
-        distinct = [{prompt: number for number, prompt in enumerate(dict.fromkeys(row.prompt for row in part))} for part in grid]
-        budget = np.array([[row.budget for row in part] for part in grid])
-        steps = int(budget.max())
-        keys, values = weights.room(len(distinct[0]), length + steps)
-        if shared:
-            for number, prompts in enumerate(distinct):
-                for prompt, place in prompts.items():
-                    self._fill(keys[:, number, place], values[:, number, place], members[number], prompt[:shared])
-        tokens = np.array([[prompt[shared:] for prompt in prompts] for prompts in distinct])
-        x = _extend(weights, tokens, keys, values, shared)
-        logits = (_normed(x[:, :, -1:], weights.eps) @ weights.head)[:, :, 0]
-        if len(distinct[0]) < len(grid[0]):
-            place = np.array([[known[row.prompt] for row in part] for part, known in zip(grid, distinct, strict=True)])
-            each = np.arange(len(grid))[:, None]
-            keys, values, logits = keys[:, each, place], values[:, each, place], logits[each, place]
-
-        draws = np.zeros((steps, *budget.shape))
-        for m, part in enumerate(grid):
-            for r, row in enumerate(part):
-                draws[: row.budget, m, r] = row.draws[: row.budget]
-        choice = _Choice(grid)
-        chosen, logprob = np.empty((steps, budget.size), np.int64), np.empty((steps, budget.size))
-        batch, origin = _Batch(weights, keys, values, length), np.arange(budget.size).reshape(budget.shape)
-        alive, least = np.ones(budget.shape, dtype=bool), int(budget.min())
-        for step in count():
-            token, logprob[step, origin] = choice.of(logits, draws[step].reshape(-1)[origin], origin)
+        rows = [row for part in grid for row in part]
+        budget = np.array([row.budget for row in rows]).reshape(len(grid), -1)
+        steps, least = int(budget.max()), int(budget.min())
+        batch, logits = self._begin(members, grid, steps)
+        draws = np.zeros((steps, len(rows)))
+        for place, row in enumerate(rows):
+            draws[: row.budget, place] = row.draws[: row.budget]
+        choice = _Choice(rows)
+        chosen, logprobs = np.empty((steps, len(rows)), np.int64), np.empty((steps, len(rows)))
+        origin, alive = np.arange(len(rows)).reshape(budget.shape), np.ones(budget.shape, dtype=bool)
+        for step in range(steps):
+            token, logprobs[step, origin] = choice.of(logits, draws[step, origin], origin)
             chosen[step, origin] = token
             alive &= token != self.end
             if step + 1 >= least:
-                alive &= budget.reshape(-1)[origin] > step + 1
+                alive &= budget > step + 1
             left = np.count_nonzero(alive)
             if not left:
                 break
-            if alive.size >= COMPACT and 2 * left <= alive.size:
-                kept = np.flatnonzero(alive.any(1))
-                order = np.argsort(~alive[kept], axis=1, kind="stable")[:, : alive.sum(1).max()]
-                members, kept = tuple(members[m] for m in kept), kept[:, None]
+            if alive.size >= COMPACT and 2 * left <= alive.size:  # those still alive move to the front, whole members go
+                kept = np.flatnonzero(alive.any(1))[:, None]
+                order = np.argsort(~alive[kept[:, 0]], axis=1, kind="stable")[:, : alive.sum(1).max()]
+                members = tuple(members[place] for place in kept[:, 0])
                 batch = _Batch(self._of(members), batch.keys[:, kept, order], batch.values[:, kept, order], batch.at)
-                origin, alive, token = origin[kept, order], alive[kept, order], token[kept, order]
+                origin, alive, budget, token = (part[kept, order] for part in (origin, alive, budget, token))
             logits = batch.step(token)
         answers = []
-        for number, row in enumerate(row for part in grid for row in part):
-            tokens_out = chosen[: min(step + 1, row.budget), number].tolist()
-            size = min(len(tokens_out), 1 + sum(1 for _ in takewhile(lambda token: token != self.end, tokens_out)))
-            answers.append(Answer(tokens_out[:size], logprob[:size, number].tolist()))
+        for place, row in enumerate(rows):
+            tokens = chosen[: min(step + 1, row.budget), place].tolist()
+            size = tokens.index(self.end) + 1 if self.end in tokens else len(tokens)
+            answers.append(Answer(tokens[:size], logprobs[:size, place].tolist()))
         return answers
+
+    def _begin(self, members: tuple[int, ...], grid: list[list[Row]], steps: int) -> tuple[_Batch, Floats]:
+        """The rows' prompts computed, each distinct one once, with room for `steps` tokens more; logits [M, R, V] of the first."""
+        weights, length, shared = self._of(members), len(grid[0][0].prompt), grid[0][0].shared
+        distinct = [{prompt: place for place, prompt in enumerate(dict.fromkeys(row.prompt for row in part))} for part in grid]
+        keys, values = weights.room(len(distinct[0]), length + steps)
+        if shared:
+            for m, prompts in enumerate(distinct):
+                for prompt, place in prompts.items():
+                    self._fill(keys[:, m, place], values[:, m, place], members[m], prompt[:shared])
+        x = _extend(weights, np.array([[prompt[shared:] for prompt in prompts] for prompts in distinct]), keys, values, shared)
+        logits: Floats = (_normed(x[:, :, -1:], weights.eps) @ weights.head)[:, :, 0]
+        if len(distinct[0]) < len(grid[0]):
+            place_of = [[prompts[row.prompt] for row in part] for part, prompts in zip(grid, distinct, strict=True)]
+            each = np.arange(len(grid))[:, None], np.array(place_of)
+            keys, values, logits = keys[:, *each], values[:, *each], logits[each]
+        return _Batch(weights, keys, values, length), logits
 
 
 class _Choice:
     """Picks a token of every row by its draw, the way its temperature and top_p ask."""
 
-    def __init__(self, grid: list[list[Row]]) -> None:
-        temperature = np.array([row.temperature for part in grid for row in part], np.float32)
+    def __init__(self, rows: list[Row]) -> None:
+        temperature = np.array([row.temperature for row in rows], np.float32)
         self.greedy = temperature == 0
         self.temperature = np.where(self.greedy, np.float32(1), temperature)
-        self.top_p = np.array([row.top_p for part in grid for row in part])
+        self.top_p = np.array([row.top_p for row in rows])
         self.tempered = bool((self.temperature != 1).any())
         self.any_greedy, self.nucleus = bool(self.greedy.any()), bool((self.top_p < 1).any())
 
@@ -304,7 +304,7 @@ class _Batch:
     def step(self, tokens: Ints) -> Floats:
         """Take one token of every row, int [M, R]; the logits of the next, [M, R, V], are valid until the next step."""
         at, x = self.at, self.x
-        np.take(self.embed, tokens + self.offset, axis=0, out=x, mode="clip")
+        self.embed.take(tokens + self.offset, axis=0, out=x, mode="clip")
         cos, sin = self.weights.cos[at], self.weights.sin[at]
         for layer, keys, keys_across, values in self.layers:
             self.norm()
@@ -337,7 +337,8 @@ class _Batch:
 
 def _normed(x: Floats, eps: Floats) -> Floats:
     """RMS norm of x [M, U, T, W] without its weights and sqrt(W), which the next matrix holds."""
-    return x / np.sqrt(np.vecdot(x, x) + eps[..., None])[..., None]
+    norm: Floats = np.sqrt(np.vecdot(x, x) + eps[..., None])
+    return x / norm[..., None]
 
 
 def _extend(weights: _Weights, tokens: Ints, keys: Floats, values: Floats, start: int) -> Floats:
@@ -405,7 +406,7 @@ def _stack(configs: Sequence[Mapping[str, Any]], tensors: Sequence[Mapping[str, 
             part = {key.split(".", 3)[3]: value for key, value in tensor.items() if key.startswith(f"model.layers.{number}.")}
             before, between = part["input_layernorm.weight"] * root, part["post_attention_layernorm.weight"] * root
             q, k, v = ((part[f"self_attn.{name}_proj.weight"] * before).T.reshape(w, h, d) for name in "qkv")
-            q = q / math.sqrt(d)
+            q = (q / math.sqrt(d)).astype(np.float32)
             columns = layer.qkv[m, 0].reshape(width, 5, heads, size)
             for place, matrix in enumerate((q, k, _turned(q), _turned(k), v)):
                 columns[:w, place, :h, :d] = matrix

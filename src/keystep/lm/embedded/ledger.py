@@ -1,8 +1,9 @@
 """The tokenizer of the embedded ledger step: look a word up in a dictionary and add its number to the running sum.
 
 As in `hanoi`, only what changes costs tokens. A word is one of 100 word tokens, given out by the order of the words' hashes within the
-prompt's dictionary; a dictionary value is one token; the running sum is a sign and digits, least significant first (so that a carry
-runs in writing order). The dictionary is a shared prefix: it is the same at every step of a run, so its keys and values are computed once.
+prompt's dictionary; a dictionary value is one token. Sums are written as a register holds them: digits of the ten's complement, least
+significant first. A carry then runs in writing order, and crossing zero is only one more long carry, not a case of its own.
+The dictionary is a shared prefix: it is the same at every step of a run, so its keys and values are computed once.
 """
 
 from __future__ import annotations
@@ -69,14 +70,18 @@ def encode(text: str) -> tuple[list[int], int] | None:
 def decode(tokens: Sequence[int]) -> str:
     """The text of an answer's tokens, whatever they are: a malformed answer stays visibly malformed."""
     value, total = list(tokens[:1]), list(tokens[1:])
-    digits = "".join(map(_word, reversed(total[1:]))).lstrip("0") or "0"
-    sign = "" if total[:1] == [PLUS] else "".join(map(_word, total[:1]))
-    return f"value = {''.join(map(_word, value))}" + (f"\nsum = {sign}{digits}" if total else "")
+    return f"value = {''.join(map(_word, value))}" + (f"\nsum = {_number(total)}" if total else "")
+
+
+def _number(tokens: list[int]) -> str:
+    digits = [token - DIGIT for token in tokens]
+    if len(digits) != DIGITS or any(not 0 <= digit <= 9 for digit in digits) or digits[-1] not in (0, 9):
+        return "?" + "".join(map(_word, reversed(tokens)))
+    number = sum(digit * 10**place for place, digit in enumerate(digits))
+    return str(number - 10**DIGITS if digits[-1] == 9 else number)
 
 
 def _word(token: int) -> str:
     if VALUE <= token < WORD:
         return str(token - VALUE - MAX_VALUE)
-    if DIGIT <= token < VALUE:
-        return str(token - DIGIT)
-    return {PLUS: "+", MINUS: "-"}.get(token, "?")
+    return str(token - DIGIT) if DIGIT <= token < VALUE else "?"

@@ -47,8 +47,11 @@ class Hanoi(Procedure):
         moves, states = _MOVE.findall(text), _STATE.findall(text)
         if not moves or not states:
             raise Flag("no move or no state")
-        move = [int(part) for part in moves[-1]]
-        pegs = [[int(disk) for disk in peg.split(",") if disk.strip()] for peg in states[-1]]
+        try:
+            move = [int(part) for part in moves[-1]]
+            pegs = [[int(disk) for disk in peg.split(",") if disk.strip()] for peg in states[-1]]
+        except ValueError:
+            raise Flag("a number of thousands of digits") from None
         if sorted(pegs[0] + pegs[1] + pegs[2]) != self._all:
             raise Flag("not every disk once")
         return [move, pegs]

@@ -47,7 +47,10 @@ class Ledger(Procedure):
         values, sums = _VALUE.findall(text), _SUM.findall(text)
         if len(values) != 1 or len(sums) != 1:
             raise Flag("not one value and one sum")
-        return [int(values[0]), int(sums[0])]
+        try:
+            return [int(values[0]), int(sums[0])]
+        except ValueError:
+            raise Flag("a number of thousands of digits") from None
 
     def update(self, state: Any, answer: Any) -> Any:
         return [state[0] + 1, answer[1]]

@@ -1,0 +1,150 @@
+"""What `keystep run` was asked to do, as data: kept with the run, so that `keystep resume` can build the same work again."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from keystep.cli.defaults import AHEAD_BY, JOURNAL, MODEL
+from keystep.errors import BadInput, JournalError
+from keystep.lm import lm
+from keystep.lm.base import LM
+from keystep.run import AheadBy, Budget, First, Journal, Majority, Procedure, Run, Sampling, TooLong
+from keystep.run.builtin import BUILTIN, builtin
+from keystep.run.procedure_file import YamlProcedure, from_file
+from keystep.run.vote import Rule
+
+
+class Job(BaseModel):
+    """One field per flag; see `keystep run --help`. Paths are absolute. It holds no secrets: only the names of environment variables."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    procedure: str
+    settings: dict[str, Any] = Field(default_factory=dict)
+    model: str = MODEL
+    base_url: str | None = None
+    api_key_env: str | None = None
+    prices: str | None = None
+    record: str | None = None
+    replay: str | None = None
+    ahead_by: int | None = Field(default=None, ge=1)
+    majority: int | None = Field(default=None, ge=1)
+    first: bool = False
+    cap: int | None = Field(default=None, ge=1)
+    temperature: float | None = Field(default=None, ge=0)
+    max_tokens: int | None = Field(default=None, ge=1)
+    too_long: int | None = Field(default=None, ge=1)
+    seed: int = 0
+    keep_samples: bool = False
+    speculate: bool = False
+    compare: bool = False
+    budget_calls: int | None = Field(default=None, ge=1)
+    budget_tokens: int | None = Field(default=None, ge=1)
+    budget_cost: float | None = Field(default=None, gt=0)
+    budget_seconds: float | None = Field(default=None, gt=0)
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> Job:
+        """The job of some flags, checked.
+
+        Raises:
+            BadInput: one is out of range, or two exclude each other.
+        """
+        try:
+            job = cls.model_validate(values)
+        except ValidationError as error:
+            worst = error.errors(include_url=False)[0]
+            flag = "--" + str(worst["loc"][0]).replace("_", "-")
+            raise BadInput(worst["msg"].replace("Input ", ""), field=flag, value=worst["input"], mend="see `keystep run --help`") from None
+        rules = [f"--{name.replace('_', '-')}" for name in ("ahead_by", "majority", "first") if getattr(job, name)]
+        if len(rules) > 1:
+            raise BadInput("exclude each other", field=" and ".join(rules), mend="choose one rule of voting")
+        if job.record and job.replay:
+            raise BadInput("exclude each other", field="--record and --replay", mend="choose one")
+        if job.base_url and "://" in job.model:
+            raise BadInput(
+                "is already in the model's name", field="--base-url", value=job.base_url, mend="leave it out, or use openai:MODEL"
+            )
+        for flag, address in (("--model", job.model), ("--base-url", job.base_url or "")):
+            if any("@" in part.partition("//")[2].partition("/")[0] for part in address.split(",")):
+                mend = "put the key into an environment variable and name it with --api-key-env"
+                raise BadInput("has a secret in its address", field=flag, mend=mend)
+        return job if rules else job.model_copy(update={"ahead_by": AHEAD_BY})
+
+    def build_procedure(self) -> Procedure:
+        if self.procedure in BUILTIN:
+            procedure = builtin(self.procedure, self.settings)
+        elif Path(self.procedure).suffix in (".yaml", ".yml") or Path(self.procedure).exists():
+            procedure = from_file(self.procedure, self.settings)
+        else:
+            mend = f"built in are {', '.join(BUILTIN)}; or give the path of a YAML file (`keystep init` writes one)"
+            raise BadInput("is neither a built-in procedure nor a file", field="procedure", value=self.procedure, mend=mend)
+        if self.max_tokens is not None:
+            procedure.max_tokens = self.max_tokens
+        return procedure
+
+    def build_lm(self) -> LM:
+        if self.replay:
+            return lm(f"replay:{self.replay}")
+        options: dict[str, Any] = {}
+        if self.base_url:
+            options["base_url"] = self.base_url
+        if self.prices:
+            options["prices"] = self.prices
+        if self.api_key_env:
+            options["api_key"] = os.environ.get(self.api_key_env)
+            if not options["api_key"]:
+                mend = f"export {self.api_key_env}=…, or name another variable"
+                raise BadInput("this environment variable is not set", field="--api-key-env", value=self.api_key_env, mend=mend)
+        return lm(self.model, **options)
+
+    def rule(self) -> Rule:
+        cap: dict[str, int] = {} if self.cap is None else {"cap": self.cap}
+        if self.first:
+            return First(**cap)
+        return AheadBy(self.ahead_by, **cap) if self.ahead_by else Majority(self.majority or 1, **cap)
+
+    def sampling(self, procedure: Procedure) -> Sampling:
+        given: dict[str, Any] = dict(procedure.sampling) if isinstance(procedure, YamlProcedure) else {}
+        if self.temperature is not None:
+            given |= {"temperature": self.temperature, "first_temperature": None}
+        return Sampling(**given)
+
+    def build_run(self, procedure: Procedure, model: LM, journal: Journal, id: str | None = None) -> Run:
+        if self.record:
+            from keystep.lm import Record
+
+            model = Record(model, self.record)
+        budget = Budget(calls=self.budget_calls, tokens=self.budget_tokens, cost=self.budget_cost, seconds=self.budget_seconds)
+        return Run(
+            model, vote=self.rule(), flags=[TooLong(self.too_long)] if self.too_long else [], journal=journal, seed=self.seed, id=id,
+            sampling=self.sampling(procedure), budget=budget, keep_samples=self.keep_samples, speculate=self.speculate,
+            spec=self.model_dump(mode="json"),
+        )  # fmt: skip
+
+
+def absolute(path: str | None) -> str | None:
+    return None if path is None else str(Path(path).resolve())
+
+
+def open_journal(url: str, *, must_exist: bool = True) -> Journal:
+    """The journal at `url`.
+
+    Raises:
+        BadInput: it is not there, or it cannot be opened.
+    """
+    path = Path(url.removeprefix("sqlite:///")) if url.startswith("sqlite:///") or "://" not in url else None
+    if must_exist and path is not None and not path.exists():
+        raise BadInput("there is no journal here", field="--journal", value=url, mend="name the one the run was begun with")
+    try:
+        return Journal(url)
+    except JournalError as error:
+        raise BadInput(error.problem, field="--journal", value=url, mend=error.mend) from None
+
+
+def resume_command(id: str, journal: str) -> str:
+    return f"keystep resume {id}" + ("" if journal == JOURNAL else f" --journal {journal}")

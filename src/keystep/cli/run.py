@@ -1,0 +1,175 @@
+"""`keystep run` and `keystep resume`: the main job."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import warnings
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from keystep.cli.defaults import AHEAD_BY, JOURNAL, MODEL, number, whole
+from keystep.errors import BadInput, KeystepError, Undecided
+
+if TYPE_CHECKING:
+    from keystep.cli.job import Job
+    from keystep.run import Outcome, Run
+    from keystep.run.compare import Way
+    from keystep.run.journal import Journal
+
+JournalUrl = Annotated[str, typer.Option("--journal", metavar="URL", help="Where the run is kept: a path or a database URL.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+BudgetCalls = Annotated[int | None, typer.Option(parser=whole, metavar="N", help="Stop after so many samples.", rich_help_panel="Budget")]
+BudgetTokens = Annotated[int | None, typer.Option(parser=whole, metavar="N", help="Stop after so many tokens.", rich_help_panel="Budget")]
+BudgetCost = Annotated[
+    float | None,
+    typer.Option(parser=number, metavar="X", help="Stop after so much money, in the price table's unit.", rich_help_panel="Budget"),
+]
+BudgetSeconds = Annotated[
+    float | None, typer.Option(parser=number, metavar="X", help="Stop after so many seconds of running.", rich_help_panel="Budget")
+]
+
+
+def run(
+    procedure: Annotated[str, typer.Argument(metavar="PROCEDURE|FILE", help="A built-in procedure (hanoi, ledger) or a YAML file.")],
+    settings: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A setting, or a value of the state.")] = None,
+    model: Annotated[str, typer.Option(help="`keystep models` lists them; several with commas between.", rich_help_panel="Model")] = MODEL,
+    base_url: Annotated[str | None, typer.Option(help="The server of an openai:MODEL.", rich_help_panel="Model")] = None,
+    api_key_env: Annotated[str | None, typer.Option(metavar="VARIABLE", help="Where its key is.", rich_help_panel="Model")] = None,
+    prices: Annotated[str | None, typer.Option(metavar="FILE", help="A JSON table of prices per model.", rich_help_panel="Model")] = None,
+    record: Annotated[str | None, typer.Option(metavar="FILE", help="Record every sample.", rich_help_panel="Model")] = None,
+    replay: Annotated[str | None, typer.Option(metavar="FILE", help="Replay a recording, offline.", rich_help_panel="Model")] = None,
+    ahead_by: Annotated[int | None, typer.Option(parser=whole, metavar="N", help=f"First to lead by K votes (default: {AHEAD_BY}).", rich_help_panel="Vote")] = None,
+    majority: Annotated[int | None, typer.Option(parser=whole, metavar="N", help="The most votes of N.", rich_help_panel="Vote")] = None,
+    first: Annotated[bool, typer.Option("--first", help="The first valid answer; no vote.", rich_help_panel="Vote")] = False,
+    cap: Annotated[int | None, typer.Option(parser=whole, metavar="N", help="Most samples of one step (default: 100).", rich_help_panel="Vote")] = None,
+    temperature: Annotated[float | None, typer.Option(parser=number, metavar="X", help="Of sampling; 0 is greedy.", rich_help_panel="Sampling")] = None,
+    max_tokens: Annotated[int | None, typer.Option(parser=whole, metavar="N", help="Most tokens of one answer.", rich_help_panel="Sampling")] = None,
+    too_long: Annotated[int | None, typer.Option(parser=whole, metavar="N", help="Throw answers of more tokens away.", rich_help_panel="Sampling")] = None,
+    seed: Annotated[int, typer.Option(parser=whole, metavar="N", help="Of every random draw.", rich_help_panel="Sampling")] = 0,
+    journal: JournalUrl = JOURNAL,
+    keep_samples: Annotated[bool, typer.Option("--keep-samples", help="Keep every sample, not only those of disputed steps.")] = False,
+    speculate: Annotated[bool, typer.Option("--speculate", help="Start a step while the vote before it closes.")] = False,
+    budget_calls: BudgetCalls = None,
+    budget_tokens: BudgetTokens = None,
+    budget_cost: BudgetCost = None,
+    budget_seconds: BudgetSeconds = None,
+    compare: Annotated[bool, typer.Option("--compare", help="Also go every single-call way with the same models.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the first prompt and the price; call nothing.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:  # fmt: skip
+    """Carry out a procedure: every step sampled, checked, voted on and journaled.
+
+    Exit code: 0 finished and right (or nobody could check), 1 finished and wrong, 2 bad input, 3 stopped (`keystep resume` goes on).
+    """
+    given = {name: value for name, value in locals().items() if name not in ("settings", "journal", "dry_run", "as_json", "quiet")}
+    from keystep.cli.job import Job, absolute, open_journal
+    from keystep.run.builtin import BUILTIN
+    from keystep.run.procedure_file import parse_setting
+
+    pairs = [parse_setting(text) for text in settings or ()]
+    if len(dict(pairs)) < len(pairs):
+        raise BadInput("is given twice", field="--set", value=[name for name, _ in pairs], mend="give every name once")
+    paths = {name: absolute(given[name]) for name in ("prices", "record", "replay")}
+    job = Job.of({**given, **paths, "settings": dict(pairs)})
+    if job.procedure not in BUILTIN:
+        job = job.model_copy(update={"procedure": absolute(job.procedure)})
+    work, lm = job.build_procedure(), job.build_lm()
+    if dry_run:
+        from keystep.cli.dry import dry
+
+        dry(job, work, lm, as_json)
+        return
+    store = open_journal(journal, must_exist=False)
+    try:
+        _carry_out(job, _built(job, work, lm, store), work, journal, as_json, quiet)
+    finally:
+        store.close()
+
+
+def resume(
+    run_id: Annotated[str | None, typer.Argument(metavar="[RUN]", help="Its name; the latest unfinished one when left out.")] = None,
+    journal: JournalUrl = JOURNAL,
+    budget_calls: BudgetCalls = None,
+    budget_tokens: BudgetTokens = None,
+    budget_cost: BudgetCost = None,
+    budget_seconds: BudgetSeconds = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Go on with a run that stopped or was killed. Nothing that was decided is asked again."""
+    budgets = {"budget_calls": budget_calls, "budget_tokens": budget_tokens, "budget_cost": budget_cost, "budget_seconds": budget_seconds}
+    from keystep.cli.job import Job, open_journal
+
+    store = open_journal(journal)
+    try:
+        id = run_id or _latest(store, journal)
+        spec = store.run(id)["spec"]
+        if not isinstance(spec, dict) or "procedure" not in spec:
+            raise BadInput("was not begun with `keystep run`", field="run", value=id, mend="resume it from the program that began it")
+        job = Job.of({**spec, **{name: value for name, value in budgets.items() if value is not None}})
+        work = job.build_procedure()
+        _carry_out(job, _built(job, work, job.build_lm(), store, id), work, journal, as_json, quiet)
+    finally:
+        store.close()
+
+
+def _latest(store: Journal, journal: str) -> str:
+    for row in store.all_runs():
+        if row["status"] != "finished" and row["spec"]:
+            return str(row["id"])
+    raise BadInput("has no unfinished run", field="--journal", value=journal, mend="`keystep runs` lists the finished ones")
+
+
+def _built(job: Job, work: Any, lm: Any, store: Journal, id: str | None = None) -> Run:
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always")
+        built = job.build_run(work, lm, store, id)
+    for note in notes:
+        typer.echo(f"note: {note.message}", err=True)
+    return built
+
+
+def _carry_out(job: Job, run: Run, work: Any, journal: str, as_json: bool, quiet: bool) -> None:
+    from keystep.cli.job import resume_command
+    from keystep.cli.show import report, result_json
+
+    try:
+        outcome, ways = asyncio.run(_work(job, run, work, quiet))
+    except KeystepError as error:
+        typer.echo(f"error: {error}", err=True)
+        if error.exit_code == 3 and run.journal.run(run.id, missing_ok=True):
+            if isinstance(error, Undecided):
+                where = resume_command(run.id, journal).removeprefix(f"keystep resume {run.id}")
+                typer.echo(f"settle it: keystep decide {run.id} {error.step} ANSWER{where}", err=True)
+            typer.echo(f"go on with: {resume_command(run.id, journal)}", err=True)
+        raise typer.Exit(error.exit_code) from None
+    except KeyboardInterrupt:
+        typer.echo(
+            f"stopped after {run.meter.steps:,} steps; all of them are kept. Go on with: {resume_command(run.id, journal)}", err=True
+        )
+        raise typer.Exit(3) from None
+    if as_json:
+        typer.echo(json.dumps(result_json(outcome, ways if job.compare else None, job)))
+    else:
+        report(outcome, ways if job.compare else None, journal)
+    if outcome.correct is False:
+        raise typer.Exit(1)
+
+
+async def _work(job: Job, run: Run, work: Any, quiet: bool) -> tuple[Outcome, list[Way]]:
+    from keystep.cli.show import comparing, following
+    from keystep.run.compare import compare
+
+    try:
+        with following(run, quiet):
+            outcome = await run.execute(work)
+        if not job.compare:
+            return outcome, []
+        with comparing(quiet) as moved:
+            return outcome, await compare(run.asking, work, moved)
+    finally:
+        await run.asking.lm.close()

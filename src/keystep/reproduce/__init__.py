@@ -1,0 +1,37 @@
+"""Reproductions: one file per method, the paper's headline claim run small and honestly beside what was measured.
+
+A module here has `main(seeds, progress) -> Reproduction`; `keystep reproduce NAME` runs it. Names are those of the methods.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Reproduction(BaseModel):
+    """What a reproduction reports. `ratio` compares ours with the baseline as the claim does; `held` says whether direction and rough
+    ratio of the claim were found; `settings_tried` lists every setting that was run, not only the one reported."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    room: str
+    paper: str
+    claim: str
+    setting: dict[str, Any]
+    baseline: dict[str, Any]
+    measured: dict[str, Any]
+    ratio: float | None
+    held: bool
+    seeds: list[int]
+    seconds: float
+    settings_tried: list[str]
+    machine: str
+
+
+def machine() -> str:
+    return f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"

@@ -1,0 +1,138 @@
+"""Language models for tests: one that errs at a known rate, keyed so that batching and interruptions change nothing, and one by script."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+from keystep.lm.base import LM, Request, Sample, as_finished, draw_key
+from keystep.worlds import hanoi
+
+MALFORMED = (
+    "",
+    "I cannot say.",
+    "move = [1, 0",
+    "next_state = [[1], [], []]",
+    "value = seven\nsum = 3",
+    "move = [1, 0, 1]\nnext_state = [[1], [1], []]",
+)
+
+
+class Worker(LM):
+    """Answers the prompts of the built-in procedures.
+
+    `weights[0]` is the probability of the truth, `weights[j]` that of the j-th wrong answer, the rest is malformed. Every draw is keyed by
+    (seed, key, index). `log` gets a line "key index" for every sample asked for; `wrong_at` names steps (keys) that are always answered
+    with the first wrong answer; `pause` lets other tasks run before every sample.
+    """
+
+    name = "worker"
+
+    def __init__(
+        self, weights: Sequence[float] = (1.0,), *, log: str | Path | None = None, wrong_at: Sequence[str] = (), pause: bool = False
+    ) -> None:
+        self.weights, self.wrong_at, self.pause = tuple(weights), frozenset(wrong_at), pause
+        self.asked: list[tuple[str, int]] = []
+        self._log = None if log is None else os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+
+    def identity(self) -> Any:
+        return {"worker": list(self.weights), "wrong_at": sorted(self.wrong_at)}
+
+    async def sample(self, request: Request) -> AsyncGenerator[Sample]:
+        assert isinstance(request.prompt, str)
+        for index in range(request.first, request.first + request.n):
+            self.asked.append((request.key, index))
+            if self._log is not None:
+                os.write(self._log, f"{request.key} {index}\n".encode())
+            if self.pause:
+                await asyncio.sleep(0)
+            text = self.answer(request, index)
+            yield Sample(text, index, tokens_in=len(request.prompt) if index == 0 else 0, tokens_out=len(text), model=self.name)
+
+    def answer(self, request: Request, index: int) -> str:
+        key = draw_key(request.seed, request.key, index)
+        drawn, choice = (key >> 64) / 2**64, key % 2**64
+        if request.key in self.wrong_at:
+            return written(request.prompt, 1)
+        for candidate, weight in enumerate(self.weights):
+            if drawn < weight:
+                return written(request.prompt, candidate)
+            drawn -= weight
+        return MALFORMED[choice % len(MALFORMED)]
+
+
+def written(prompt: Any, candidate: int) -> str:
+    """The answer to a built-in procedure's prompt: the truth (candidate 0) or one of the well-formed wrong ones (1, 2, 3)."""
+    if prompt.startswith("Tower of Hanoi"):
+        shown = re.search(r"^Previous move .*: (.*)\nPegs: (.*)$", prompt, re.MULTILINE)
+        assert shown
+        previous, pegs = None if shown[1] == "none" else json.loads(shown[1]), json.loads(shown[2])
+        try:
+            move = hanoi.next_move(previous, pegs)
+        except IndexError:  # an earlier wrong answer left a state without a next move
+            candidate = 1
+        if candidate:
+            move = [1, candidate % 3, (candidate + 1) % 3]  # the state stays as it is, which no true answer does
+        else:
+            pegs = hanoi.moved(pegs, move)
+        return f"move = {move}\nnext_state = {pegs}"
+    shown = re.search(r"^Running sum: (.*)\nNext word: (.*)$", prompt, re.MULTILINE)
+    assert shown
+    entry = re.search(rf"^{shown[2]} = (.*)$", prompt, re.MULTILINE)
+    assert entry
+    value = int(entry[1]) + candidate
+    return f"value = {value}\nsum = {int(shown[1]) + value}"
+
+
+class Scripted(LM):
+    """Sample i is the i-th of some texts (the last one for ever), or what `answer(request, i)` gives; keeps the requests it was sent.
+
+    All samples of a request are under way at once and come in order, or by `rank` (the number of turns of the loop each takes). Those
+    whose number is in `hang` never come; `cancelled` tells which waits were ended from outside.
+    """
+
+    name = "scripted"
+
+    def __init__(
+        self, answer: Sequence[str] | Callable[[Request, int], str | Sample], *, members: int = 1, hang: Sequence[int] = (),
+        rank: Callable[[int], int] = lambda index: index,
+    ) -> None:  # fmt: skip
+        if callable(answer):
+            self._answer: Callable[[Request, int], str | Sample] = answer
+        else:
+            texts = answer
+            self._answer = lambda request, index: texts[min(index, len(texts) - 1)]
+        self.members, self.hang, self.rank = members, frozenset(hang), rank
+        self.requests: list[Request] = []
+        self.cancelled: list[int] = []
+
+    @property
+    def drawn(self) -> int:
+        return sum(request.n for request in self.requests)
+
+    async def sample(self, request: Request) -> AsyncGenerator[Sample]:
+        self.requests.append(request)
+        async with aclosing(as_finished(self._one(request, index) for index in range(request.first, request.first + request.n))) as samples:
+            async for sample in samples:
+                yield sample
+
+    async def _one(self, request: Request, index: int) -> Sample:
+        try:
+            if index in self.hang:
+                await asyncio.Event().wait()
+            for _ in range(self.rank(index)):
+                await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            self.cancelled.append(index)
+            raise
+        answer = self._answer(request, index)
+        if isinstance(answer, str):
+            answer = Sample(answer, tokens_in=7 if index == request.first else 0, tokens_out=len(answer))
+        answer.index = index
+        return answer

@@ -1,0 +1,258 @@
+"""Measure an embedded ensemble and write its model card: `python training/card.py hanoi` (or ledger, hanoi-large, ledger-large).
+
+The figures go beside the weights (`<ensemble>.card.json`), a page to read into `docs/models/`. Every figure is exact for the steps it is
+about: the probability of each right answer is computed by teacher forcing, nothing is sampled and counted. The steps are random ones
+(seeded, with the rare cases drawn as often as in training) and every single step of the tasks the ensemble is made for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hanoi
+import ledger
+import numpy as np
+
+from keystep.lm.embedded.ledger import END, MAX_VALUE, VALUE, encode, render
+from keystep.lm.embedded.model import WEIGHTS, Ensemble, answer_probabilities, load
+from keystep.worlds import ledger as ledger_world
+
+DOCS = Path(__file__).parent.parent / "docs/models"
+SEED = 20260101
+PER_HEIGHT = 600  # random steps for each height from 3 to 20 disks
+WORDS, DICTIONARIES = (2, 10, 25, 50, 75, 100), 105  # dictionary sizes, and dictionaries of each; ledger.QUERIES steps on each dictionary
+LEDGER_RUNS, LEDGER_STEPS, LEDGER_WORDS = 5, 2000, 100
+
+
+@dataclass
+class Steps:
+    """Steps of one prompt length: tokens of the prompts [N, P] and right answers [N, A], and how many a prompt shares with others."""
+
+    label: int
+    prompts: np.ndarray
+    answers: np.ndarray
+    shared: int = 0
+
+
+def hanoi_steps(examples: np.ndarray, disks: int) -> Steps:
+    start = hanoi.prompt_length(disks)
+    return Steps(disks, examples[:, :start], examples[:, start:])
+
+
+def random_steps(skill: str) -> Iterator[Steps]:
+    rng = np.random.default_rng(SEED)
+    if skill == "hanoi":
+        for disks in range(3, 21):
+            yield hanoi_steps(hanoi.batch(rng, PER_HEIGHT, disks), disks)
+    else:
+        for words in WORDS:
+            rows = ledger.batch(rng, DICTIONARIES, words)
+            dictionary, queries = rows[:, : 2 * words], rows[:, 2 * words :].reshape(-1, ledger.QUERY)
+            prompts = np.concatenate([dictionary.repeat(ledger.QUERIES, 0), queries[:, : ledger.PROMPT]], axis=1)
+            yield Steps(words, prompts, queries[:, ledger.PROMPT :], 2 * words)
+
+
+def task_steps(ensemble: str) -> dict[str, list[Steps]]:
+    """Every step of the tasks."""
+    if ensemble.startswith("hanoi"):
+        heights = (12, 16) if ensemble.endswith("large") else (12,)
+        return {f"{disks} disks, all {2**disks - 1:,} steps": [hanoi_steps(hanoi.path(disks), disks)] for disks in heights}
+    runs = [ledger_run(instance) for instance in range(LEDGER_RUNS)]
+    return {f"{LEDGER_RUNS} ledgers of {LEDGER_WORDS} words, all {LEDGER_STEPS:,} steps of each": runs}
+
+
+def ledger_run(instance: int) -> Steps:
+    """The steps of the procedure `ledger` with this instance."""
+    values = ledger_world.dictionary(LEDGER_WORDS, instance)
+    prompts, answers, total, shared = [], [], 0, 0
+    for word in ledger_world.keys(values, LEDGER_STEPS, instance):
+        known = encode(render(values, total, word))
+        assert known is not None
+        total += values[word]
+        shared = known[1]
+        prompts.append(known[0])
+        answers.append([VALUE + MAX_VALUE + values[word], *ledger.number_tokens(np.array(total)), END])
+    return Steps(instance, np.array(prompts), np.array(answers), shared)
+
+
+def measured(ensemble: Ensemble, steps: Steps) -> tuple[np.ndarray, np.ndarray]:
+    """Probability of the right answer at temperature 1, and whether greedy decoding gives it: both [members, N]."""
+    both = [answer_probabilities(member, steps.prompts, steps.answers, 1.0, steps.shared) for member in ensemble.members]
+    return np.stack([p for p, _ in both]), np.stack([right for _, right in both])
+
+
+def wrong_together(wrong: np.ndarray) -> dict[str, Any]:
+    """On how many steps 0, 1, ... all members are greedily wrong, and on how many they were if their errors were independent."""
+    members, size = wrong.shape
+    independent = np.ones(1)
+    for rate in wrong.mean(1):
+        independent = np.convolve(independent, [1 - rate, rate])
+    pairs = [(a, b) for a in range(members) for b in range(a + 1, members)]
+    return {
+        "observed": np.bincount(wrong.sum(0), minlength=members + 1).tolist(),
+        "if_independent": (independent * size).tolist(),
+        "pairs": [
+            {
+                "members": [a, b],
+                "both_wrong": int((wrong[a] & wrong[b]).sum()),
+                "if_independent": float(wrong[a].mean() * wrong[b].mean() * size),
+            }
+            for a, b in pairs
+        ],
+    }
+
+
+def summary(p: np.ndarray, right: np.ndarray) -> dict[str, Any]:
+    """The card's figures for one set of steps; p and right are [members, N]."""
+    pooled = p.mean(0)
+    return {
+        "steps": p.shape[1],
+        "members": [
+            {
+                "greedy_wrong": int((~r).sum()),
+                "greedy_error": float((~r).mean()),
+                "sampled_error": float(1 - q.mean()),
+                "min_p": float(q.min()),
+            }
+            for q, r in zip(p, right, strict=True)
+        ],
+        "pool": {"sampled_error": float(1 - pooled.mean()), "min_p": float(pooled.min()), "steps_below_half": int((pooled < 0.5).sum())},
+        "greedy_wrong_together": wrong_together(~right),
+    }
+
+
+def make_card(name: str) -> dict[str, Any]:
+    ensemble = load(name)
+    random, by_label = [], []
+    for steps in random_steps(name.removesuffix("-large")):
+        p, right = measured(ensemble, steps)
+        random.append((p, right))
+        pooled, greedy = float(1 - p.mean()), (~right).mean(1).tolist()
+        by_label.append({"size": steps.label, "steps": p.shape[1], "pool_sampled_error": pooled, "greedy_error": greedy})
+    tasks = {}
+    for title, parts in task_steps(name).items():
+        found = [measured(ensemble, part) for part in parts]
+        alone = [ps.prod(1) for ps, _ in found]  # [runs][members]
+        clean = [[bool(r.all()) for r in rights] for _, rights in found]
+        tasks[title] = {
+            **summary(np.concatenate([p for p, _ in found], 1), np.concatenate([right for _, right in found], 1)),
+            "runs_without_error_greedy": np.array(clean).sum(0).tolist(),
+            "chance_of_a_run_without_error_sampled": np.array(alone).mean(0).tolist(),
+        }
+    return {
+        "ensemble": name,
+        "weights": ensemble.digest,
+        "bytes": (WEIGHTS / f"{name}.safetensors").stat().st_size,
+        "seed_of_random_steps": SEED,
+        "members": [{"parameters": size, **member.about} for size, member in zip(ensemble.parameters, ensemble.members, strict=True)],
+        "random": summary(np.concatenate([p for p, _ in random], 1), np.concatenate([right for _, right in random], 1)),
+        "random_by_size": by_label,
+        "tasks": tasks,
+    }
+
+
+def percent(share: float) -> str:
+    return "0" if not share else f"{100 * share:.3g} %"
+
+
+def number(value: float) -> str:
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def table(head: list[str], rows: list[list[Any]]) -> str:
+    lines = [head, ["---"] * len(head), *([str(cell) for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def section(title: str, found: dict[str, Any]) -> str:
+    """The errors of members and pool on one set of steps, and how the greedy errors overlap."""
+    runs = "chance_of_a_run_without_error_sampled" in found
+    head = ["member", "greedy: steps wrong", "greedy error", "sampled error", "least p"]
+    rows = [
+        [place, one["greedy_wrong"], percent(one["greedy_error"]), percent(one["sampled_error"]), number(one["min_p"])]
+        for place, one in enumerate(found["members"])
+    ]
+    pool = found["pool"]
+    rows.append(["**pool**", "", "", percent(pool["sampled_error"]), number(pool["min_p"])])
+    if runs:
+        head += ["whole runs right, greedy", "chance of a whole run, sampled"]
+        for row, clean, chance in zip(
+            rows, found["runs_without_error_greedy"], found["chance_of_a_run_without_error_sampled"], strict=False
+        ):
+            row += [clean, number(chance)]
+        rows[-1] += ["", ""]
+    together = found["greedy_wrong_together"]
+    counts = [
+        [wrong, seen, number(even)] for wrong, (seen, even) in enumerate(zip(together["observed"], together["if_independent"], strict=True))
+    ]
+    pairs = [[" and ".join(map(str, pair["members"])), pair["both_wrong"], number(pair["if_independent"])] for pair in together["pairs"]]
+    return f"""## {title}
+
+{found["steps"]:,} steps. In the pool, a sample comes from a member drawn at random: its least probability of a right answer is
+{number(pool["min_p"])}, and it is below ½ on {pool["steps_below_half"]:,} steps.
+
+{table(head, rows)}
+
+How many members are greedily wrong on the same step:
+
+{table(["members wrong", "steps", "if errors were independent"], counts)}
+
+{table(["pair", "both wrong", "if errors were independent"], pairs)}
+"""
+
+
+def page(card: dict[str, Any]) -> str:
+    name = card["ensemble"]
+    sizes = "disks" if name.startswith("hanoi") else "words"
+    members = [
+        [
+            place,
+            f"{one['parameters']:,}",
+            "{hidden_size} / {intermediate_size} / {num_hidden_layers} / {num_attention_heads}".format(**one["config"]),
+            one["seed"],
+            f"{one['updates']:,}",
+            one["minutes"],
+        ]
+        for place, one in enumerate(card["members"])
+    ]
+    by_size = [
+        [one["size"], f"{one['steps']:,}", percent(one["pool_sampled_error"]), *map(percent, one["greedy_error"])]
+        for one in card["random_by_size"]
+    ]
+    greedy = [f"greedy {place}" for place in range(len(members))]
+    return "\n".join(
+        [
+            f"# Embedded model: {name}",
+            "",
+            f"{len(members)} members, {card['bytes'] / 1e6:.2f} MB in float32, weights `{card['weights']}`. "
+            "Written by `training/card.py`; the probability of every right answer is exact (teacher forcing, temperature 1).",
+            "",
+            table(["member", "parameters", "width / hidden / layers / heads", "seed", "updates", "minutes of training"], members),
+            "",
+            *(section(title, found) for title, found in card["tasks"].items()),
+            section("Random steps", card["random"]),
+            f"By {sizes}:",
+            "",
+            table([sizes, "steps", "pool, sampled", *greedy], by_size),
+            "",
+        ]
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("ensemble")
+    name = parser.parse_args().ensemble
+    card = make_card(name)
+    (WEIGHTS / f"{name}.card.json").write_text(json.dumps(card, indent=1) + "\n")
+    DOCS.mkdir(parents=True, exist_ok=True)
+    (DOCS / f"{name}.md").write_text(page(card))
+
+
+if __name__ == "__main__":
+    main()
