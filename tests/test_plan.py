@@ -42,6 +42,7 @@ def test_only_a_tagged_mapping_is_a_ref() -> None:
     deep = [{"x": {"$from": "inputs", "path": ["rows", 0]}}]
     data = {"plain": {"step": "a"}, "ref": {"$from": "a"}, "deep": deep, "not": {"$from": "a", "more": 1}}
     step = Step.model_validate({"id": "b", "skill": "s", "inputs": data, "needs": ["c", {"step": "d", "optional": True}]})
+    assert Step(id="b", skill="s", inputs={"$from": "a"}).inputs == {"$from": "a"}  # a name of an input is only a name
     assert step.inputs["plain"] == {"step": "a"}
     assert step.inputs["not"] == {"$from": "a", "more": 1}
     assert step.inputs["ref"] == Ref(step="a")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from train import Member
     from transformers import LlamaForCausalLM
 
-ADDS, GUIDED = 0.2, 0.5  # the share of the training that ends the first phase (sums only) and the second (guided lookups)
+ADDS, GUIDED = 0.2, 0.45  # the share of the training that ends the first phase (sums only) and the second (guided lookups)
 QUERIES = 16
 PROMPT = DIGITS + 1  # digits, word
 QUERY = PROMPT + DIGITS + 2  # the prompt's tokens, then value, digits, end
@@ -66,11 +66,11 @@ def mask(words: int, queries: int = QUERIES) -> np.ndarray:
 
 
 def draw_words(rng: np.random.Generator, done: float) -> int:
-    """A dictionary size: tiny while only sums are learned, up to 60 while the lookup is guided, then any size, most of them long."""
+    """A dictionary size: tiny while only sums are learned, up to 40 while the lookup is guided, then any size, most of them long."""
     if done < ADDS:
         return int(rng.integers(MIN_WORDS, 5))
     if done < GUIDED:
-        return int(rng.integers(MIN_WORDS, 61))
+        return int(rng.integers(MIN_WORDS, 41))
     return int(rng.integers(MIN_WORDS if rng.random() < 0.4 else 60, MAX_WORDS + 1))
 
 
@@ -111,13 +111,13 @@ def loss(net: LlamaForCausalLM, member: Member, rng: np.random.Generator, done: 
     surprise = torch.nn.functional.cross_entropy(answer.flatten(0, 2), query[:, :, PROMPT:].flatten(), reduction="none")
     value, total = surprise.view(*answer.shape[:3]).split([1, DIGITS + 1], dim=2)
     if done < ADDS:
-        return total.mean()
+        return total.mean() + total[:, :, :2].mean()  # the two places that are a true addition, and learned last
     if not guided:
-        return value.mean() / 2 + total.mean()
+        return value.mean() + total.mean()
     entry = torch.arange(words) * 2 + 1  # where the dictionary's values stand
     asked = 2 * words + torch.arange(QUERIES) * QUERY + PROMPT - 1  # where the queries' words stand
     matches = tokens[:, asked, None] == tokens[:, None, entry - 1]
     looks_back = seen.attentions[0][:, 0, entry, entry - 1]
     looks_up = (seen.attentions[-1][:, 0, asked][:, :, entry] * matches).sum(-1)
     guide = -sum(look.clamp_min(1e-9).log().mean() for look in (looks_back, looks_up))
-    return value.mean() / 2 + total.mean() + (GUIDED - done) / (GUIDED - ADDS) * guide
+    return value.mean() + total.mean() + (GUIDED - done) / (GUIDED - ADDS) * guide

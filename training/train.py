@@ -140,7 +140,9 @@ def pack(name: str) -> None:
         tensors |= {f"{number}.{key}": value for key, value in load_file(path).items()}
         members.append({**asdict(member), **json.loads(path.with_suffix(".json").read_text())})
     WEIGHTS.mkdir(exist_ok=True)
-    save_file(tensors, WEIGHTS / f"{name}.safetensors", metadata={"members": json.dumps(members)})
+    packed = WEIGHTS / f"{name}.safetensors"
+    save_file(tensors, packed, metadata={"members": json.dumps(members)})
+    packed.chmod(0o644)  # safetensors leaves it to its owner alone
 
 
 def main() -> None:

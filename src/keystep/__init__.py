@@ -17,6 +17,7 @@ _WHERE = {
     "demonstration": ["Demonstration", "Segment"],
     "trace": ["StepTrace", "Trace", "Vote"],
     "lm": ["LM", "Message", "Request", "Rotation", "Sample", "ToolCall", "lm"],
+    "run.skills": ["PolicySkill", "PromptSkill", "ToolSkill"],
     "run": ["AheadBy", "Answer", "Budget", "Context", "First", "Flag", "Journal", "Majority", "Mismatch", "Outcome", "Procedure", "Run", "Sampling",
             "TooLong", "Unsure"],
 }  # fmt: skip

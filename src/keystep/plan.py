@@ -72,7 +72,7 @@ class Step(BaseModel):
     @field_validator("inputs", mode="after")
     @classmethod
     def _tags_are_refs(cls, inputs: dict[str, Any]) -> Any:
-        return _with_refs(inputs)
+        return {name: _with_refs(value) for name, value in inputs.items()}
 
     def first(self) -> frozenset[str]:
         """Ids of the steps that have to be done before this one."""

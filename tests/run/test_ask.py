@@ -149,9 +149,8 @@ def test_several_models_take_turns():
     models = [Scripted(["x"]), Scripted(["y"]), Scripted(["y"])]
     answer = decide(Rotation(models), AheadBy(2))
     assert answer.value == "y"
-    assert {sample.index: key for sample, key, _ in answer.votes} == {0: '"x"', 1: '"y"', 2: '"y"', 3: '"x"', 4: '"y"', 5: '"y"'}[:0] or True
-    assert answer.counts['"y"'] - answer.counts['"x"'] == 2
-    assert [model.drawn for model in models] == [2, 2, 1] or sum(model.drawn for model in models) == answer.samples
+    assert {sample.index: key for sample, key, _ in answer.votes} == dict(enumerate(['"x"', '"y"', '"y"', '"x"', '"y"', '"y"']))
+    assert [model.drawn for model in models] == [2, 2, 2]
 
 
 def test_options_of_one_ask():
@@ -250,12 +249,10 @@ def test_a_models_failure_ends_the_ask():
 
 
 def test_a_budget_of_calls_is_kept_exactly():
-    lm, run = (lm := Scripted(lambda request, index: "ab"[index % 2])), None
-    meter = Meter()
+    lm, meter = Scripted(lambda request, index: "ab"[index % 2]), Meter()
     with pytest.raises(BudgetSpent) as stopped:
         decide(lm, AheadBy(3), budget=Budget(calls=4), meter=meter)
     assert (stopped.value.field, meter.calls, lm.drawn) == ("budget.calls", 4, 4)
-    assert run is None
 
 
 @pytest.mark.parametrize(("limit", "field"), [(Budget(tokens=12), "tokens"), (Budget(cost=0.5), "cost")])

@@ -21,6 +21,10 @@ from keystep.run.skills import PromptSkill, ToolSkill
 Row = tuple[str, str | None, str | None, Any]
 
 
+class Killed(BaseException):
+    """Ends the process's work here and now; test_mixed_plan does it with real kills."""
+
+
 class Said(LM):
     """Answers by a function of (prompt, sample number); counts its samples."""
 
@@ -160,7 +164,7 @@ def test_inputs_and_outputs_are_json() -> None:
              Step(id="c", skill="pair", inputs={"a": Ref(step="a"), "b": Ref(step="b")}))  # fmt: skip
     out = carry_out(Plan(steps=steps), [tool("spoil", spoil), tool("pair", lambda a, b: [a, b])], rows=[1])
     assert out == [{"x": 2, "tags": ["b", "a"]}] * 2  # neither step saw what the other did to its copy
-    with pytest.raises(BadInput, match="^inputs: is not JSON"):
+    with pytest.raises(BadInput, match=r"^inputs: is not JSON"):
         carry_out(one(), [tool("do", lambda: 1)], bad={1, 2})
 
 
@@ -359,7 +363,7 @@ def test_what_is_journaled_is_not_done_again(tmp_path: Path) -> None:
     async def twice(inputs: Mapping[str, Any], ctx: Any) -> Any:
         first, second = await ctx.ask("one"), await ctx.ask("two")
         if fail[0]:
-            raise KeyboardInterrupt
+            raise Killed
         return [first.value, second.value]
 
     def note(x: str) -> dict[str, Any]:
@@ -370,7 +374,7 @@ def test_what_is_journaled_is_not_done_again(tmp_path: Path) -> None:
              Step(id="end", skill="both", inputs={"t": Ref(step="t"), "m": Ref(step="m")}))  # fmt: skip
     skills: list[Skill] = [tool("note", note), Done("twice", twice), tool("both", lambda t, m: [t, m])]
     lm = Said()
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Killed):
         carry_out(Plan(steps=steps), skills, run_of(lm, tmp_path / "j.db"))
     assert (calls, lm.samples) == (["t"], 2)
     fail[0] = False
@@ -395,7 +399,7 @@ def test_a_killed_escalation_goes_on_with_the_next_skill_and_a_lost_step_starts_
     async def b(inputs: Mapping[str, Any], ctx: Any) -> Any:
         calls.append("b")
         if stop[0]:
-            raise KeyboardInterrupt
+            raise Killed
         raise RuntimeError("b fails")
 
     lm = Said()
@@ -412,7 +416,7 @@ def test_a_killed_escalation_goes_on_with_the_next_skill_and_a_lost_step_starts_
         finally:
             run.close()
 
-    attempt(KeyboardInterrupt)
+    attempt(Killed)
     stop[0] = False
     attempt(StepFailed)
     assert calls == ["a", "b", "b"]
@@ -484,10 +488,10 @@ def test_a_sub_plan_that_changed_is_refused(tmp_path: Path) -> None:
         steps = tuple(Step(id=name, skill="tell", inputs={"x": name}) for name in names)
         output = await ctx.execute(Plan(steps=steps), SkillLibrary([tool("tell", lambda x: x)]))
         if fail[0]:
-            raise KeyboardInterrupt
+            raise Killed
         return output
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Killed):
         carry_out(one(), [Done("do", plans)], run_of(journal=tmp_path / "j.db"))
     names.reverse()
     fail[0] = False

@@ -28,18 +28,15 @@ class Worker(LM):
     """Answers the prompts of the built-in procedures.
 
     `weights[0]` is the probability of the truth, `weights[j]` that of the j-th wrong answer, the rest is malformed. Every draw is keyed by
-    (seed, key, index). `log` gets a line "key index" for every sample asked for; `wrong_at` names steps (keys) that are always answered
-    with the first wrong answer; `pause` lets other tasks run before every sample.
+    (seed, key, index). `wrong_at` names steps (keys) that are always answered with the first wrong answer; `pause` lets other tasks run
+    before every sample.
     """
 
     name = "worker"
 
-    def __init__(
-        self, weights: Sequence[float] = (1.0,), *, log: str | Path | None = None, wrong_at: Sequence[str] = (), pause: bool = False
-    ) -> None:
+    def __init__(self, weights: Sequence[float] = (1.0,), *, wrong_at: Sequence[str] = (), pause: bool = False) -> None:
         self.weights, self.wrong_at, self.pause = tuple(weights), frozenset(wrong_at), pause
         self.asked: list[tuple[str, int]] = []
-        self._log = None if log is None else os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
 
     def identity(self) -> Any:
         return {"worker": list(self.weights), "wrong_at": sorted(self.wrong_at)}
@@ -48,8 +45,6 @@ class Worker(LM):
         assert isinstance(request.prompt, str)
         for index in range(request.first, request.first + request.n):
             self.asked.append((request.key, index))
-            if self._log is not None:
-                os.write(self._log, f"{request.key} {index}\n".encode())
             if self.pause:
                 await asyncio.sleep(0)
             text = self.answer(request, index)
@@ -65,6 +60,24 @@ class Worker(LM):
                 return written(request.prompt, candidate)
             drawn -= weight
         return MALFORMED[choice % len(MALFORMED)]
+
+
+class Logged(LM):
+    """Another model; every sample asked of it is first noted in a file, as a line "key index" that outlives the process."""
+
+    def __init__(self, model: LM, log: str | Path) -> None:
+        self.model, self.name, self.members = model, model.name, model.members
+        self._log = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+
+    def identity(self) -> Any:
+        return self.model.identity()
+
+    async def sample(self, request: Request) -> AsyncGenerator[Sample]:
+        asked = range(request.first, request.first + request.n)
+        os.write(self._log, "".join(f"{request.key} {index}\n" for index in asked).encode())
+        async with aclosing(self.model.sample(request)) as samples:
+            async for sample in samples:
+                yield sample
 
 
 def written(prompt: Any, candidate: int) -> str:

@@ -73,7 +73,9 @@ class Job(BaseModel):
             if any("@" in part.partition("//")[2].partition("/")[0] for part in address.split(",")):
                 mend = "put the key into an environment variable and name it with --api-key-env"
                 raise BadInput("has a secret in its address", field=flag, mend=mend)
-        return job if rules else job.model_copy(update={"ahead_by": AHEAD_BY})
+        job = job if rules else job.model_copy(update={"ahead_by": AHEAD_BY})
+        job.rule()  # says what is wrong with it before anything is begun
+        return job
 
     def build_procedure(self) -> Procedure:
         if self.procedure in BUILTIN:

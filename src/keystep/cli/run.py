@@ -18,18 +18,22 @@ if TYPE_CHECKING:
     from keystep.run.compare import Way
     from keystep.run.journal import Journal
 
+
+def _whole(help: str, panel: str) -> Any:
+    return typer.Option(parser=whole, metavar="N", help=help, rich_help_panel=panel)
+
+
+def _number(help: str, panel: str) -> Any:
+    return typer.Option(parser=number, metavar="X", help=help, rich_help_panel=panel)
+
+
 JournalUrl = Annotated[str, typer.Option("--journal", metavar="URL", help="Where the run is kept: a path or a database URL.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
-BudgetCalls = Annotated[int | None, typer.Option(parser=whole, metavar="N", help="Stop after so many samples.", rich_help_panel="Budget")]
-BudgetTokens = Annotated[int | None, typer.Option(parser=whole, metavar="N", help="Stop after so many tokens.", rich_help_panel="Budget")]
-BudgetCost = Annotated[
-    float | None,
-    typer.Option(parser=number, metavar="X", help="Stop after so much money, in the price table's unit.", rich_help_panel="Budget"),
-]
-BudgetSeconds = Annotated[
-    float | None, typer.Option(parser=number, metavar="X", help="Stop after so many seconds of running.", rich_help_panel="Budget")
-]
+BudgetCalls = Annotated[int | None, _whole("Stop after so many samples.", "Budget")]
+BudgetTokens = Annotated[int | None, _whole("Stop after so many tokens.", "Budget")]
+BudgetCost = Annotated[float | None, _number("Stop after so much money, in the price table's unit.", "Budget")]
+BudgetSeconds = Annotated[float | None, _number("Stop after so many seconds of running.", "Budget")]
 
 
 def run(
@@ -41,14 +45,14 @@ def run(
     prices: Annotated[str | None, typer.Option(metavar="FILE", help="A JSON table of prices per model.", rich_help_panel="Model")] = None,
     record: Annotated[str | None, typer.Option(metavar="FILE", help="Record every sample.", rich_help_panel="Model")] = None,
     replay: Annotated[str | None, typer.Option(metavar="FILE", help="Replay a recording, offline.", rich_help_panel="Model")] = None,
-    ahead_by: Annotated[int | None, typer.Option(parser=whole, metavar="N", help=f"First to lead by K votes (default: {AHEAD_BY}).", rich_help_panel="Vote")] = None,
-    majority: Annotated[int | None, typer.Option(parser=whole, metavar="N", help="The most votes of N.", rich_help_panel="Vote")] = None,
+    ahead_by: Annotated[int | None, _whole(f"First to lead by K votes (default: {AHEAD_BY}).", "Vote")] = None,
+    majority: Annotated[int | None, _whole("The most votes of N.", "Vote")] = None,
     first: Annotated[bool, typer.Option("--first", help="The first valid answer; no vote.", rich_help_panel="Vote")] = False,
-    cap: Annotated[int | None, typer.Option(parser=whole, metavar="N", help="Most samples of one step (default: 100).", rich_help_panel="Vote")] = None,
-    temperature: Annotated[float | None, typer.Option(parser=number, metavar="X", help="Of sampling; 0 is greedy.", rich_help_panel="Sampling")] = None,
-    max_tokens: Annotated[int | None, typer.Option(parser=whole, metavar="N", help="Most tokens of one answer.", rich_help_panel="Sampling")] = None,
-    too_long: Annotated[int | None, typer.Option(parser=whole, metavar="N", help="Throw answers of more tokens away.", rich_help_panel="Sampling")] = None,
-    seed: Annotated[int, typer.Option(parser=whole, metavar="N", help="Of every random draw.", rich_help_panel="Sampling")] = 0,
+    cap: Annotated[int | None, _whole("Most samples of one step (default: 100).", "Vote")] = None,
+    temperature: Annotated[float | None, _number("Of sampling; 0 is greedy.", "Sampling")] = None,
+    max_tokens: Annotated[int | None, _whole("Most tokens of one answer.", "Sampling")] = None,
+    too_long: Annotated[int | None, _whole("Throw answers of more tokens away.", "Sampling")] = None,
+    seed: Annotated[int, _whole("Of every random draw.", "Sampling")] = 0,
     journal: JournalUrl = JOURNAL,
     keep_samples: Annotated[bool, typer.Option("--keep-samples", help="Keep every sample, not only those of disputed steps.")] = False,
     speculate: Annotated[bool, typer.Option("--speculate", help="Start a step while the vote before it closes.")] = False,

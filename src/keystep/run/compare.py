@@ -95,7 +95,8 @@ async def _follow(way: Way, asking: Asking, procedure: Procedure, meter: Meter, 
         while way.steps != total and not procedure.done(state):
             if way.steps == procedure.max_steps:
                 raise Stopped("did not end within its steps")
-            answer = await _call(asking, procedure, state, f"0/{way.steps}", meter)
+            # An address of its own: a recording tells these calls from those of the run.
+            answer = await _call(asking, procedure, state, f"alone/{way.steps}", meter)
             state = procedure.update(state, answer)
             answers.append(answer)
             way.steps += 1

@@ -141,7 +141,8 @@ def from_file(path: str | Path, settings: Mapping[str, Any] | None = None) -> Ya
         steps = [int(part) if part.isdecimal() else part for part in error.field.split(".")]
         line = document.line(steps) if steps[0] != "set" else 0
         where = f" ({document.name}, line {line})" if line else ""
-        raise BadInput(error.problem + where, field=error.field, value=error.value, mend=error.mend) from None
+        mend = error.mend or "mend the template there; `keystep init` writes an example"
+        raise BadInput(error.problem + where, field=error.field, value=error.value, mend=mend) from None
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
@@ -239,7 +240,8 @@ class YamlProcedure(Procedure):
 
 
 def _at_step(error: BadInput, state: Any) -> BadInput:
-    return BadInput(f"at step {state['step']}: {error.problem}", field=error.field, value=error.value, mend=error.mend)
+    mend = error.mend or "mend the file and begin a new run"
+    return BadInput(f"at step {state['step']}: {error.problem}", field=error.field, value=error.value, mend=mend)
 
 
 # Reading the file.
@@ -265,8 +267,8 @@ def _form(value: Any) -> ProcedureForm:
             near = difflib.get_close_matches(name, fields, 1)
             mend = f"did you mean {near[0]}?" if near else f"there are {', '.join(fields)}"
             raise BadInput("is not a field here", field=where, value=worst["input"], mend=mend) from None
-        about = fields.get(name) or ProcedureForm.model_fields[str(path[0])].description or ""
-        raise BadInput(worst["msg"].replace("Input ", ""), field=where, value=worst["input"], mend=about) from None
+        about = next((fields[str(part)] for part in reversed(path) if part in fields), ProcedureForm.model_fields[str(path[0])].description)
+        raise BadInput(worst["msg"].replace("Input ", ""), field=where, value=worst["input"], mend=about or "") from None
 
 
 def _path(loc: tuple[int | str, ...], value: Any) -> list[int | str]:

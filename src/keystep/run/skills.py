@@ -12,7 +12,7 @@ from typing import Any
 
 from keystep.errors import BadInput, MissingExtra
 from keystep.lm.base import LM, Message, Prompt, draw_key
-from keystep.run.ask import Asking, Parse, Sampling, plain
+from keystep.run.ask import Parse, Sampling, plain
 from keystep.run.flags import RedFlag
 from keystep.run.procedure_file import AnswerForm, _reader
 from keystep.run.run import Context
@@ -76,11 +76,11 @@ class PromptSkill(Skill):
 
     def identity(self) -> dict[str, Any]:
         parse = _code(self.parse) if callable(self.parse) else self.parse
-        changes = {key: repr(value) for key, value in self.changes.items() if key not in ("lm", "flags")}
+        changes: dict[str, Any] = {key: repr(value) for key, value in self.changes.items() if key not in ("lm", "flags")}
         if "lm" in self.changes:
             changes["lm"] = self.changes["lm"].identity()
         if "flags" in self.changes:
-            changes["flags"] = Asking(self.changes.get("lm"), flags=self.changes["flags"]).identity()["flags"]  # type: ignore[arg-type]
+            changes["flags"] = [_code(flag) if inspect.isfunction(flag) else repr(flag) for flag in self.changes["flags"]]
         return super().identity() | {"prompt": self.prompt, "system": self.system, "parse": parse, **changes}
 
 

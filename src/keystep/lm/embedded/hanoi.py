@@ -55,7 +55,7 @@ def encode(text: str) -> tuple[list[int], int] | None:
     disks = int(known["disks"])
     pegs = [[int(number) for number in re.findall(r"\d+", peg)] for peg in re.findall(_NUMBERS, known["pegs"])]
     previous = [] if known["previous"] == "none" else [int(number) for number in re.findall(r"\d+", known["previous"])]
-    if not MIN_DISKS <= disks <= MAX_DISKS or sorted(sum(pegs, [])) != list(range(1, disks + 1)):
+    if not MIN_DISKS <= disks <= MAX_DISKS or sorted(disk for peg in pegs for disk in peg) != list(range(1, disks + 1)):
         return None
     if previous and (len(previous) != 3 or not 1 <= previous[0] <= disks or max(previous[1:]) > 2):
         return None

@@ -77,4 +77,4 @@ class Hanoi(Procedure):
         return None if pegs == hanoi.goal(self.disks) else number + 1
 
     def identity(self) -> Any:
-        return {"builtin": "hanoi", "disks": self.disks}
+        return {"builtin": "hanoi", "disks": self.disks, "prompt": self.prompt(self.start())}

@@ -72,4 +72,5 @@ class Ledger(Procedure):
         return None if number + 1 == self.steps else number + 1
 
     def identity(self) -> Any:
-        return {"builtin": "ledger", "steps": self.steps, "words": self.words, "instance": self.instance}
+        settings = {"steps": self.steps, "words": self.words, "instance": self.instance}
+        return {"builtin": "ledger", **settings, "prompt": self.prompt(self.start())}

@@ -1,0 +1,136 @@
+"""runs, show, init, models, methods, reproduce, serve-model."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from worker import Worker
+
+from keystep.cli.helpers import EXAMPLE
+from keystep.run.procedure_file import schema_text
+
+
+def test_runs_and_show(keystep, use):
+    use(Worker([0.7, 0.2]))
+    assert keystep("run", "hanoi", "--set", "disks=4", "--seed", "1").exit_code == 0
+    assert keystep("run", "hanoi", "--set", "disks=4", "--budget-calls", "9").exit_code == 3
+    stopped, finished = json.loads(keystep("runs", "--json").stdout)
+    assert (stopped["status"], stopped["correct"], finished["status"], finished["correct"], finished["steps"]) == (
+        "stopped",
+        None,
+        "finished",
+        True,
+        15,
+    )
+    assert 0 < finished["seconds"] < 60
+    listed = keystep("runs").stdout
+    assert finished["run_id"] in listed and "correct" in listed and "the budget is spent" in " ".join(listed.split())
+    shown = json.loads(keystep("show", finished["run_id"], "--json", "--hard", "2").stdout)
+    hard = shown["hardest"]
+    assert len(hard) == 2 and hard[0]["samples"] >= hard[1]["samples"] > 3 and shown["spec"]["settings"] == {"disks": 4}
+    assert all(each["candidates"] or each["flagged"] for each in hard)
+    text = keystep("show", finished["run_id"]).stdout
+    assert "15 steps" in text and "hardest steps" in text
+    assert keystep("show", "nobody").exit_code == 2
+
+
+def test_show_of_an_easy_run(keystep, use):
+    use(Worker([1.0]))
+    keystep("run", "hanoi", "--set", "disks=3")
+    run = json.loads(keystep("runs", "--json").stdout)[0]["run_id"]
+    assert "no step was disputed" in keystep("show", run).stdout
+
+
+def test_init_writes_an_example_that_runs_and_overwrites_nothing(keystep, use, here):
+    assert keystep("init").exit_code == 0
+    written = (here / "procedure.yaml").read_text("utf-8")
+    assert "keystep run procedure.yaml --dry-run" in written
+    use(Worker([0.9]))
+    found = json.loads(keystep("run", "procedure.yaml", "--json").stdout)
+    assert (found["procedure"], found["steps"], found["correct"]) == ("ledger", 20, True)
+    assert json.loads(keystep("run", "procedure.yaml", "--json", "--set", "words=[rope, salt]").stdout)["steps"] == 2
+    result = keystep("init")
+    assert result.exit_code == 2 and "is there already" in result.stderr
+    assert (here / "procedure.yaml").read_text("utf-8") == written
+    assert keystep("init", "--schema").stdout == schema_text()
+
+
+def test_the_example_runs_on_the_embedded_models(keystep):
+    from keystep.lm.embedded.model import WEIGHTS
+
+    if not (WEIGHTS / "ledger.safetensors").exists():
+        pytest.skip("the ledger ensemble is not in this checkout")
+    found = json.loads(keystep("run", str(EXAMPLE), "--json").stdout)
+    assert found["correct"] is True and found["steps"] == 20
+
+
+def test_an_embedded_run_from_the_command_line(keystep):
+    found = json.loads(keystep("run", "hanoi", "--set", "disks=4", "--json", "--compare").stdout)
+    assert found["correct"] is True and found["steps"] == 15
+    assert found["baseline"]["way"].startswith("embedded:")
+
+
+def test_models(keystep):
+    found = {each["name"]: each for each in json.loads(keystep("models", "--json").stdout)}
+    assert found["embedded"]["installed"] and found["embedded"]["members"] >= 2
+    assert {"embedded-large", "openai:MODEL", "hf:FOLDER_OR_NAME", "replay:FILE"} <= found.keys()
+    assert "Tower of Hanoi" in " ".join(keystep("models").stdout.split())
+
+
+def test_methods(keystep):
+    found = json.loads(keystep("methods", "--json").stdout)
+    assert {"maker", "long-horizon-execution"} <= {each["name"] for each in found}
+    assert all(set(each) == {"name", "room", "paper", "use", "status"} for each in found)
+    sheets = Path(__file__).parents[3] / "shared" / "methods"
+    if sheets.exists():
+        assert all((sheets / f"{each['name']}.md").exists() for each in found)
+    shown = keystep("methods").stdout
+    assert all(each["name"] in shown for each in found)
+
+
+def test_reproduce_writes_its_result(keystep, here, monkeypatch):
+    from keystep.reproduce import maker
+
+    assert "maker" in keystep("reproduce").stdout.split()
+    monkeypatch.setattr(maker, "main", lambda seeds=3, progress=None: {"name": "maker", "held": False, "seeds": seeds})
+    result = keystep_json(keystep("reproduce", "maker", "--json", "--seeds", "2"))
+    assert result == {"name": "maker", "held": False, "seeds": 2}
+    assert json.loads((here / "results/reproductions/maker.json").read_text("utf-8")) == result
+    assert [file.name for file in (here / "results/reproductions").iterdir()] == ["maker.json"]
+    assert keystep("reproduce", "maker", "--out", "other").exit_code == 0 and (here / "other/maker.json").exists()
+    (here / "file").write_text("")
+    assert keystep("reproduce", "maker", "--out", "file").exit_code == 2
+
+
+def keystep_json(result):
+    assert result.exit_code == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def test_serve_model_serves(here):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-c", "from keystep.cli import main; main()", "serve-model", "--port", str(port)]
+    process = subprocess.Popen(command, cwd=here, stderr=subprocess.PIPE, text=True)
+    try:
+        for _ in range(200):
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models", timeout=5) as answer:
+                    assert json.load(answer)["data"][0]["id"] == "embedded"
+                break
+            except OSError:
+                assert process.poll() is None
+                time.sleep(0.1)
+        else:
+            pytest.fail("it never answered")
+    finally:
+        process.terminate()
+        process.communicate(timeout=20)

@@ -1,0 +1,28 @@
+"""The process that test_kill.py kills: one run with every sample it asks for noted in a file. Its settings come as JSON in argv[1]."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from worker import Logged, Worker
+
+import keystep as ks
+from keystep.run import AheadBy, Run
+from keystep.run.builtin import builtin
+
+
+def run(settings: dict, journal: str, log: str) -> Run:
+    model = settings["model"]
+    lm = ks.lm(model) if isinstance(model, str) else Worker(model, pause=settings["speculate"])
+    return Run(
+        Logged(lm, log), vote=AheadBy(settings["k"]), journal=journal, id="r", seed=settings["seed"], speculate=settings["speculate"],
+        keep_samples=settings["keep_samples"],
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    settings = json.loads(sys.argv[1])
+    work = run(settings, sys.argv[2], sys.argv[3])
+    print("ready", flush=True)
+    work.execute_sync(builtin(settings["procedure"], settings["set"]))
