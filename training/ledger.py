@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from train import Member
     from transformers import LlamaForCausalLM
 
-ADDS, GUIDED = 0.2, 0.45  # the share of the training that ends the first phase (sums only) and the second (guided lookups)
+ADDS, GUIDED = 0.35, 0.6  # the share of the training that ends the first phase (sums only) and the second (guided lookups)
 QUERIES = 16
 PROMPT = DIGITS + 1  # digits, word
 QUERY = PROMPT + DIGITS + 2  # the prompt's tokens, then value, digits, end
@@ -75,7 +75,7 @@ def draw_words(rng: np.random.Generator, done: float) -> int:
 
 
 def start(net: LlamaForCausalLM) -> None:
-    """Embeddings to begin with: digits lie on circles, and a value begins as its ones and tens digits and its sign, added up.
+    """Embeddings to begin with: digits lie on circles, and a value begins as its ones and tens digits, its sign and something of its own.
 
     From a blank start 199 value tokens must each find out what number they are; this says it, and training moves them where it wants.
     """
@@ -88,7 +88,7 @@ def start(net: LlamaForCausalLM) -> None:
         weight[DIGIT : DIGIT + 10] = torch.cat([turn.cos(), turn.sin()], dim=1) @ torch.randn(4, width) * 0.14
         digit = weight[DIGIT : DIGIT + 10].clone()
         sign = torch.where(value < 0, 0.2, -0.2)[:, None] * torch.randn(width)
-        weight[VALUE:WORD] = digit[value % 10] + digit[value // 10 % 10].roll(width // 3, dims=1) + sign
+        weight[VALUE:WORD] += digit[value % 10] + digit[value // 10 % 10].roll(width // 3, dims=1) + sign
 
 
 def loss(net: LlamaForCausalLM, member: Member, rng: np.random.Generator, done: float) -> torch.Tensor:

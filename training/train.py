@@ -32,9 +32,15 @@ BUILD = HERE / "build"
 WEIGHTS = HERE.parent / "src/keystep/lm/embedded/weights"
 
 
+CONFIG = (  # what of a transformers configuration the decoder needs
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "rms_norm_eps", "rope_parameters",
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Member:
-    """One model and how it is trained. `rate` is Muon's peak learning rate, `batch` the examples (hanoi) or dictionaries (ledger) an update."""
+    """One model and how it is trained. `rate` is Muon's peak learning rate, `batch` the examples (hanoi) or dictionaries (ledger) of an
+    update."""
 
     seed: int
     width: int
@@ -80,7 +86,13 @@ ENSEMBLES: dict[str, list[Member]] = {
         Member(seed=4, width=20, hidden=64, updates=6000),
         Member(seed=5, width=24, hidden=64, updates=5000),
     ],
-    "ledger": [],
+    "ledger": [
+        Member(seed=1, width=48, hidden=64, heads=3, batch=8, updates=3000),
+        Member(seed=2, width=48, hidden=72, heads=3, batch=8, updates=3000),
+        Member(seed=3, width=48, hidden=56, heads=3, batch=8, updates=3000),
+        Member(seed=4, width=48, hidden=80, heads=3, batch=8, updates=3000),
+        Member(seed=5, width=48, hidden=64, heads=3, batch=8, updates=3000),
+    ],
     "hanoi-large": [
         Member(seed=11, width=64, hidden=176, updates=6000, tall=3.0),
         Member(seed=12, width=72, hidden=192, updates=6000, tall=3.0),
@@ -159,8 +171,8 @@ def main() -> None:
         if not path.exists():
             net, seconds = train(KINDS[name.removesuffix("-large")], members[number], f"{name} {number}")
             config = net.config.to_dict()
-            kept = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "rms_norm_eps", "rope_parameters")
-            path.with_suffix(".json").write_text(json.dumps({"config": {key: config[key] for key in kept}, "minutes": round(seconds / 60, 1)}))
+            about = {"config": {key: config[key] for key in CONFIG}, "minutes": round(seconds / 60, 1)}
+            path.with_suffix(".json").write_text(json.dumps(about))
             save_file({key: value for key, value in net.state_dict().items() if key != "lm_head.weight"}, path)
     if all((BUILD / f"{name}-{number}.safetensors").exists() for number in range(len(members))):
         pack(name)

@@ -21,8 +21,11 @@ class KeystepError(Exception):
         super().__init__(f"{field + ': ' if field else ''}{problem}{shown}{'. ' + mend if mend else ''}")
 
 
-class BadInput(KeystepError, ValueError):
-    """A file, flag or argument that cannot be used as it stands."""
+class BadInput(KeystepError):
+    """A file, flag or argument that cannot be used as it stands.
+
+    No `ValueError`: pydantic would wrap that into an error of its own where a noun's validator raises it.
+    """
 
 
 class Refused(BadInput):

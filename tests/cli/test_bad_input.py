@@ -103,10 +103,11 @@ NUMBERS = st.one_of(
 )
 FLAGS = st.one_of(
     st.tuples(
-        st.sampled_from(["--ahead-by", "--majority", "--cap", "--temperature", "--max-tokens", "--too-long", "--seed", "--budget-calls",
+        st.sampled_from(["--ahead-by", "--majority", "--temperature", "--max-tokens", "--too-long", "--seed", "--budget-calls",
                          "--budget-tokens", "--budget-cost", "--budget-seconds"]),
         NUMBERS,
     ),
+    st.tuples(st.just("--cap"), st.integers(-3, 200).map(str)),  # a large one would have the run draw as many
     st.tuples(st.just("--set"), st.text(alphabet="disk=step34[]{}:é '\"*&!", max_size=12)),
     st.tuples(st.sampled_from(["--first", "--speculate", "--keep-samples", "--compare", "--json", "--dry-run", "--quiet", "--unknown"])),
 )  # fmt: skip

@@ -91,7 +91,9 @@ class Job(BaseModel):
 
     def build_lm(self) -> LM:
         if self.replay:
-            return lm(f"replay:{self.replay}")
+            from keystep.lm.replay import Replay
+
+            return Replay(self.replay)
         options: dict[str, Any] = {}
         if self.base_url:
             options["base_url"] = self.base_url
@@ -118,7 +120,7 @@ class Job(BaseModel):
 
     def build_run(self, procedure: Procedure, model: LM, journal: Journal, id: str | None = None) -> Run:
         if self.record:
-            from keystep.lm import Record
+            from keystep.lm.replay import Record
 
             model = Record(model, self.record)
         budget = Budget(calls=self.budget_calls, tokens=self.budget_tokens, cost=self.budget_cost, seconds=self.budget_seconds)

@@ -111,7 +111,7 @@ class LM(ABC):
         """What of this model decides its answers, as JSON, without secrets; the journal refuses to resume a run on another."""
         return self.name
 
-    async def close(self) -> None:
+    async def close(self) -> None:  # noqa: B027  (most models hold none)
         """Let connections go."""
 
     async def complete(self, prompt: Prompt, **options: Any) -> list[Sample]:

@@ -136,7 +136,8 @@ def main(seeds: int = 3, progress: Progress | None = None) -> Reproduction:
     return Reproduction(
         name="maker", room="run",
         paper="Meyerson et al. 2025, Solving a Million-Step LLM Task with Zero Errors, arXiv 2511.09030",
-        claim="One call a step, voted first-to-ahead-by-k with red flags, carries a task without an error whose length makes any single pass fail.",
+        claim="One call a step, voted first-to-ahead-by-k with red flags, carries a task through without an error that is too long for any "
+        "single pass.",
         setting={"model": "embedded", "disks": list(DISKS), "k": list(K), "temperature": 1.0, "model_identity": lm.identity()},
         baseline={"single_calls": {str(disks): rows for disks, rows in singles.items()}, "tallest_success": baseline_success},
         measured={"cells": cells, "smallest_k_without_error": k, "tallest_success": success},

@@ -214,7 +214,9 @@ class Journal:
 
     def _failed(self, error: Exception) -> JournalError:
         reason = str(error.orig if isinstance(error, DBAPIError) and error.orig else error)
-        return JournalError(f"the journal cannot be used: {reason}", field="journal", value=self.url, mend="check the path, rights and free space")
+        return JournalError(
+            f"the journal cannot be used: {reason}", field="journal", value=self.url, mend="check the path, rights and free space"
+        )
 
     def _run(self, statement: sa.Executable) -> sa.CursorResult[Any]:
         try:
@@ -261,7 +263,9 @@ class Journal:
             row = self.run(id)
             if row["owner"] and row["owner"] != _me() and row["lease"] > time.time() and not _is_dead(row["owner"]):
                 raise Busy("another process is running this", field="run", value=id, mend=f"wait for {row['owner']} to end, or stop it")
-            self._run(runs.update().where(runs.c.id == id).values(owner=_me(), lease=time.time() + LEASE_SECONDS, status="running", why=None))
+            self._run(
+                runs.update().where(runs.c.id == id).values(owner=_me(), lease=time.time() + LEASE_SECONDS, status="running", why=None)
+            )
         self._held, self._spent = id, spent
         self.attend()
 
@@ -375,10 +379,20 @@ class Journal:
         except SQLAlchemyError as error:
             raise self._failed(error) from None
 
+    def count(self, scope: int) -> int:
+        """How many steps of a scope are journaled."""
+        return int(self._run(sa.select(sa.func.count()).where(steps.c.scope == scope)).scalar_one())
+
     def totals(self, run: str) -> dict[str, float]:
-        """Sums over all journaled steps that were sampled: steps, samples, flagged, tokens_in, tokens_out, cost."""
-        sums = [sa.func.coalesce(sa.func.sum(steps.c[name]), 0).label(name) for name in ("samples", "flagged", "tokens_in", "tokens_out", "cost")]
-        query = sa.select(sa.func.count().label("steps"), *sums).join(scopes, steps.c.scope == scopes.c.id).where(scopes.c.run == run)
+        """Sums over all journaled steps: steps, sampled (those that were), samples, flagged, tokens_in, tokens_out, cost."""
+        sums = [
+            sa.func.coalesce(sa.func.sum(steps.c[name]), 0).label(name)
+            for name in ("samples", "flagged", "tokens_in", "tokens_out", "cost")
+        ]
+        sampled = sa.func.coalesce(sa.func.sum(sa.case((steps.c.samples > 0, 1), else_=0)), 0).label("sampled")
+        query = (
+            sa.select(sa.func.count().label("steps"), sampled, *sums).join(scopes, steps.c.scope == scopes.c.id).where(scopes.c.run == run)
+        )
         return dict(self._run(query).mappings().one())
 
     def trace(self, run: str, limit: int | None = None) -> Iterator[tuple[str, Row]]:

@@ -173,7 +173,7 @@ class YamlProcedure(Procedure):
         self._data_hash: str | None = None
         if form.data is not None:
             self._data, self._data_hash = records(folder / form.data)
-        self._parse = _reader(form.answer)
+        self._parse = reader(form.answer)
         self.flags = _flags(form.flags)
         drawn = form.sampling.model_dump(exclude_none=True)
         self.max_tokens = drawn.pop("max_tokens", None) or form.flags.max_tokens
@@ -340,7 +340,7 @@ def _flags(form: FlagForm) -> tuple[RedFlag, ...]:
 # Reading answers.
 
 
-def _reader(form: AnswerForm) -> Callable[[str], Any]:
+def reader(form: AnswerForm) -> Callable[[str], Any]:
     """What turns a model's text into an answer, or raises Flag."""
     if (form.regex is None) == (form.schema_ is None):
         value = form.model_dump(by_alias=True, exclude_defaults=True)

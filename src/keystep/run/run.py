@@ -13,7 +13,7 @@ import json
 import secrets
 import time
 import warnings
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -81,10 +81,20 @@ class Run:
     """
 
     def __init__(
-        self, lm: LM, *, vote: Rule | None = None, flags: Sequence[RedFlag] = (), journal: Journal | str | Path | None = None, seed: int = 0,
-        id: str | None = None, sampling: Sampling | None = None, budget: Budget | None = None, keep_samples: bool = False,
-        speculate: bool = False, spec: Any = None,
-    ) -> None:  # fmt: skip
+        self,
+        lm: LM,
+        *,
+        vote: Rule | None = None,
+        flags: Sequence[RedFlag] = (),
+        journal: Journal | str | Path | None = None,
+        seed: int = 0,
+        id: str | None = None,
+        sampling: Sampling | None = None,
+        budget: Budget | None = None,
+        keep_samples: bool = False,
+        speculate: bool = False,
+        spec: Any = None,
+    ) -> None:
         rule = AheadBy() if vote is None else vote
         self.asking = Asking(lm, rule, tuple(flags), sampling or Sampling(), seed, budget or Budget())
         if self.asking.sampling.temperature == 0 and lm.members == 1 and rule.wanted({}) > 1:
@@ -103,7 +113,9 @@ class Run:
         self._begin({})
         return await self._root.ask(prompt, parse=parse, key=key, **changes)
 
-    async def execute(self, work: Plan | Procedure, library: SkillLibrary | None = None, *, inputs: Mapping[str, Any] | None = None) -> Outcome:
+    async def execute(
+        self, work: Plan | Procedure, library: SkillLibrary | None = None, *, inputs: Mapping[str, Any] | None = None
+    ) -> Outcome:
         """Carry out a Plan with a library's skills, or a Procedure, to the end.
 
         The same work on a journal that has part of it goes on where it stopped.
@@ -193,19 +205,26 @@ class Run:
 
     def _outcome(self, path: str, work: Plan | Procedure, result: Any) -> Outcome:
         spent = self.journal.totals(self.id)
-        steps = int(spent["steps"])
+        scope, _, _ = self.journal.open_scope(self.id, path)
         first_error = None
         check = work.check if isinstance(work, Procedure) else None
         if check is not None:
-            scope, _, _ = self.journal.open_scope(self.id, path)
             first_error = check(row.answer for row in self.journal.rows(scope))
         return Outcome(
-            run_id=self.id, procedure=work.name if isinstance(work, Procedure) else "plan", steps=steps,
-            correct=None if check is None else first_error is None, first_error_step=first_error, samples=int(spent["samples"]),
-            flagged=int(spent["flagged"]), votes_per_step=round(spent["samples"] / steps, 4) if steps else 0.0,
-            tokens_in=int(spent["tokens_in"]), tokens_out=int(spent["tokens_out"]), cost=spent["cost"], seconds=round(self.meter.seconds, 3),
+            run_id=self.id,
+            procedure=work.name if isinstance(work, Procedure) else "plan",
+            steps=self.journal.count(scope),
+            correct=None if check is None else first_error is None,
+            first_error_step=first_error,
+            samples=int(spent["samples"]),
+            flagged=int(spent["flagged"]),
+            votes_per_step=round(spent["samples"] / max(1, spent["sampled"]), 4),
+            tokens_in=int(spent["tokens_in"]),
+            tokens_out=int(spent["tokens_out"]),
+            cost=spent["cost"],
+            seconds=round(self.meter.seconds, 3),
             result=result,
-        )  # fmt: skip
+        )
 
 
 class Context:
@@ -237,34 +256,24 @@ class Context:
         return Context(self.run, f"{self.path}/{name}" if self.path else name, step)
 
     async def ask(self, prompt: Prompt | Sequence[Prompt], *, parse: Parse = plain, key: Key | None = None, **changes: Any) -> Answer:
-        """Decide one answer by vote, or take it from the journal if it was decided before; see `Run.ask`."""
-        seq = self.take()
-        prompts = _prompts(prompt)
-        asking = _changed(self.run.asking, changes)
-
-        async def decide() -> Answer:
-            return await ask(asking, prompts, f"{self.path}/{seq}", self.run.meter, parse=parse, key=key)
-
-        return await self.once(seq, decide)
-
-    async def once(self, seq: int, work: Callable[[], Awaitable[Answer]], name: str | None = None, skill: str | None = None) -> Answer:
-        """Do `work` unless the journal has its result, and journal it; the heart of every resume.
+        """Decide one answer by vote, or take it from the journal if it was decided before; see `Run.ask`.
 
         A vote that ends undecided is noted for a person; a decision given since is taken instead of asking again.
         """
-        scope = self._opened()
+        seq, scope = self.take(), self._opened()
         if seq in self._done:
             return _answer(self._done[seq])
         given = self.run.journal.decision(scope, seq)
         if given is not None:
             answer = Answer(value=json.loads(given), json=given)
         else:
+            asking = _changed(self.run.asking, changes)
             try:
-                answer = await work()
+                answer = await ask(asking, _prompts(prompt), f"{self.path}/{seq}", self.run.meter, parse=parse, key=key)
             except Undecided as error:
                 self.run.journal.note_undecided(scope, seq, error.step, error.ledger.model_dump(mode="json"))
                 raise
-        self._put(scope, seq, answer, name=name, skill=skill)
+        self._put(scope, seq, answer)
         return answer
 
     def below(self) -> Context:
@@ -395,7 +404,8 @@ def _changed(asking: Asking, changes: Mapping[str, Any]) -> Asking:
     rest = {name: value for name, value in changes.items() if name not in ("lm", "flags", "vote")}
     unknown = rest.keys() - set(Sampling.__slots__)
     if unknown:
-        raise BadInput("is not an option of an ask", field=sorted(unknown)[0], mend=f"known are lm, vote, flags and {', '.join(Sampling.__slots__)}")
+        mend = f"known are lm, vote, flags and {', '.join(Sampling.__slots__)}"
+        raise BadInput("is not an option of an ask", field=min(unknown), mend=mend)
     return replace(asking, **parts, sampling=replace(asking.sampling, **rest))
 
 

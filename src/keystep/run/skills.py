@@ -14,7 +14,7 @@ from keystep.errors import BadInput, MissingExtra
 from keystep.lm.base import LM, Message, Prompt, draw_key
 from keystep.run.ask import Parse, Sampling, plain
 from keystep.run.flags import RedFlag
-from keystep.run.procedure_file import AnswerForm, _reader
+from keystep.run.procedure_file import AnswerForm, reader
 from keystep.run.run import Context
 from keystep.run.templates import check_syntax, render
 from keystep.run.vote import Rule
@@ -56,9 +56,9 @@ class PromptSkill(Skill):
         self.changes: dict[str, Any] = dict(sampling or {})
         self._read: Parse = plain
         if isinstance(parse, str):
-            self._read = _reader(AnswerForm(regex=parse))
+            self._read = reader(AnswerForm(regex=parse))
         elif isinstance(parse, Mapping):
-            self._read = _reader(AnswerForm(schema=dict(parse)))
+            self._read = reader(AnswerForm(schema=dict(parse)))
             self.changes.setdefault("schema", dict(parse))
         elif parse is not None:
             self._read = parse

@@ -77,7 +77,10 @@ class AheadBy:
 
 @dataclass(frozen=True, slots=True)
 class Majority:
-    """The most votes out of `n` (self-consistency); a tie after n is broken by further single votes. Stops early when the leader cannot be caught."""
+    """The most votes out of `n` (self-consistency); a tie after n is broken by further single votes.
+
+    It stops early when the leader cannot be caught.
+    """
 
     n: int = 5
     cap: int = 100

@@ -20,7 +20,8 @@ def builtin(name: str, settings: Mapping[str, Any]) -> Procedure:
         BadInput: no such procedure, no such setting, or a value out of range.
     """
     if name not in BUILTIN:
-        raise BadInput("is not a built-in procedure", field="procedure", value=name, mend=f"built in are {', '.join(BUILTIN)}; or give a YAML file")
+        mend = f"built in are {', '.join(BUILTIN)}; or give a YAML file"
+        raise BadInput("is not a built-in procedure", field="procedure", value=name, mend=mend)
     kind = BUILTIN[name]
     known = list(kind.__dataclass_fields__)
     for setting, value in settings.items():
