@@ -7,8 +7,9 @@ import sys
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
-from keystep import Plan, Ref, Step
+from keystep import BadInput, Plan, Ref, Step
 
 
 def steps(**needs: list[str]) -> tuple[Step, ...]:

@@ -1,4 +1,4 @@
-"""Training examples for the embedded ledger step: a random dictionary and many queries on it, in the tokens of `keystep.lm.embedded.ledger`.
+"""Training examples for the embedded ledger step: a random dictionary and many queries, in the tokens of `keystep.lm.embedded.ledger`.
 
 One row holds one dictionary and `QUERIES` queries behind it. The attention mask lets every query see the dictionary and itself only,
 and every query starts at the same position, so each is exactly the prompt that the decoder will see, and the dictionary is paid for once.

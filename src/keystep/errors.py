@@ -78,7 +78,7 @@ class Undecided(Stopped):
     """
 
     def __init__(self, problem: str, *, step: str, ledger: Any, mend: str = "") -> None:
-        super().__init__(problem, field=f"step {step}", mend=mend or "settle it with `keystep decide RUN STEP ANSWER`, or raise the cap")
+        super().__init__(problem, field=f"step {step}", mend=mend or "settle it with `keystep decide RUN STEP ANSWER`")
         self.step, self.ledger = step, ledger
 
 

@@ -103,8 +103,8 @@ def test_answers_come_back_in_order(answers, spec):
     assert later == rows[2:]
     assert journal.run("r")["spec"] == spec
     assert journal.totals("r") == {
-        "steps": len(answers), "sampled": len(answers), "samples": 3 * len(answers), "flagged": len(answers), "tokens_in": 10 * len(answers),
-        "tokens_out": 20 * len(answers), "cost": 0.25 * len(answers),
+        "steps": len(answers), "sampled": len(answers), "samples": 3 * len(answers), "flagged": len(answers),
+        "tokens_in": 10 * len(answers), "tokens_out": 20 * len(answers), "cost": 0.25 * len(answers),
     }  # fmt: skip
     journal.close()
 
@@ -394,8 +394,9 @@ def test_changed_work_is_refused_with_the_difference(tmp_path, changed, shown):
     options = {"lm": Worker(), "work": Hanoi(4), **changed}
     lm, work = options.pop("lm"), options.pop("work")
     run = Run(lm, journal=tmp_path / "a.db", id="r", **options)
-    with pytest.raises(ChangedWork, match=shown):
+    with pytest.raises(ChangedWork, match=shown) as refused:
         run.execute_sync(work)
+    assert not [line for line in str(refused.value).splitlines() if not line.strip()]  # what is equal has no line
     assert lm.asked == []
     run.close()
 

@@ -21,6 +21,7 @@ from keystep.errors import BadInput, ChangedWork, Stopped
 from keystep.lm.base import Message
 from keystep.lm.embedded import ledger
 from keystep.run import AheadBy, First, Flag, Run, Sampling
+from keystep.run.procedure import adapted
 from keystep.run.procedure_file import SCHEMA, from_file, parse_setting, schema_text
 
 EXAMPLE = Path(__file__).parents[2] / "src/keystep/cli/example.yaml"
@@ -166,9 +167,10 @@ def test_key_flags_sampling(tmp_path):
     procedure = made(tmp_path, key="answer // 10", flags=flags, sampling={"temperature": 0.3, "stop": ["."]})
     assert procedure.key(42) == 4
     assert [type(flag).__name__ for flag in procedure.flags] == ["TooLong", "Mismatch", "Unsure"]
-    assert procedure.max_tokens == 5  # an answer cut there is thrown away anyway
-    assert Sampling(**procedure.sampling) == Sampling(temperature=0.3, stop=(".",))
-    assert made(tmp_path, flags={"max_tokens": 5}, sampling={"max_tokens": 9}).max_tokens == 9
+    assert procedure.sampling == {"temperature": 0.3, "stop": (".",), "max_tokens": 5}  # an answer cut there is thrown away anyway
+    assert made(tmp_path, flags={"max_tokens": 5}, sampling={"max_tokens": 9}).sampling["max_tokens"] == 9
+    run = Run(Scripted(["12"]), sampling=Sampling(max_tokens=7))
+    assert adapted(run.asking, procedure).sampling == Sampling(temperature=0.3, stop=(".",), max_tokens=7)
     answer = Run(Scripted(["12", "17", "33"]), vote=AheadBy(2)).ask_sync("q", key=procedure.key, parse=lambda text: int(text))
     assert (answer.value, answer.counts) == (12, {"1": 2})
 

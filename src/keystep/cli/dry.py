@@ -11,6 +11,8 @@ import typer
 from keystep.cli.job import Job
 from keystep.lm.base import LM, Prompt
 from keystep.run import Procedure
+from keystep.run.ask import Asking
+from keystep.run.procedure import adapted
 
 CHARACTERS_PER_TOKEN = 4  # a rough rule for English text
 
@@ -22,7 +24,7 @@ def dry(job: Job, procedure: Procedure, lm: LM, as_json: bool) -> None:
     prompts: list[Prompt] = wording if isinstance(wording, list) else [wording]
     steps, known = (procedure.total(), True) if procedure.total() is not None else (procedure.max_steps, False)
     votes = job.rule().wanted({})
-    longest = procedure.max_tokens or job.sampling(procedure).max_tokens
+    longest = adapted(Asking(lm, sampling=job.sampling()), procedure).sampling.max_tokens
     tokens_in = tokens_out = cost = None
     if steps is not None:
         characters = max(len(text) for text in map(_text, prompts))

@@ -14,7 +14,7 @@ from keystep.lm import lm
 from keystep.lm.base import LM
 from keystep.run import AheadBy, Budget, First, Journal, Majority, Procedure, Run, Sampling, TooLong
 from keystep.run.builtin import BUILTIN, builtin
-from keystep.run.procedure_file import YamlProcedure, from_file
+from keystep.run.procedure_file import from_file
 from keystep.run.vote import Rule
 
 
@@ -85,8 +85,9 @@ class Job(BaseModel):
         else:
             mend = f"built in are {', '.join(BUILTIN)}; or give the path of a YAML file (`keystep init` writes one)"
             raise BadInput("is neither a built-in procedure nor a file", field="procedure", value=self.procedure, mend=mend)
-        if self.max_tokens is not None:
-            procedure.max_tokens = self.max_tokens
+        # A flag goes before the procedure's own sampling, also one that says what is the default anyway.
+        flags = {"temperature": self.temperature, "first_temperature": self.temperature, "max_tokens": self.max_tokens}
+        procedure.sampling = {name: value for name, value in procedure.sampling.items() if flags.get(name) is None}
         return procedure
 
     def build_lm(self) -> LM:
@@ -112,11 +113,9 @@ class Job(BaseModel):
             return First(**cap)
         return AheadBy(self.ahead_by, **cap) if self.ahead_by else Majority(self.majority or 1, **cap)
 
-    def sampling(self, procedure: Procedure) -> Sampling:
-        given: dict[str, Any] = dict(procedure.sampling) if isinstance(procedure, YamlProcedure) else {}
-        if self.temperature is not None:
-            given |= {"temperature": self.temperature, "first_temperature": None}
-        return Sampling(**given)
+    def sampling(self) -> Sampling:
+        flags = {"temperature": self.temperature, "max_tokens": self.max_tokens}
+        return Sampling(**{name: value for name, value in flags.items() if value is not None})  # type: ignore[arg-type]
 
     def build_run(self, procedure: Procedure, model: LM, journal: Journal, id: str | None = None) -> Run:
         if self.record:
@@ -126,7 +125,7 @@ class Job(BaseModel):
         budget = Budget(calls=self.budget_calls, tokens=self.budget_tokens, cost=self.budget_cost, seconds=self.budget_seconds)
         return Run(
             model, vote=self.rule(), flags=[TooLong(self.too_long)] if self.too_long else [], journal=journal, seed=self.seed, id=id,
-            sampling=self.sampling(procedure), budget=budget, keep_samples=self.keep_samples, speculate=self.speculate,
+            sampling=self.sampling(), budget=budget, keep_samples=self.keep_samples, speculate=self.speculate,
             spec=self.model_dump(mode="json"),
         )  # fmt: skip
 

@@ -132,6 +132,7 @@ async def ask(
                 meter.add(sample)
                 flag, name = None, None
                 try:
+                    sample.text.encode()  # half a surrogate pair could not be journaled
                     flag = next((reason for reason in (check(sample) for check in asking.flags) if reason), None)
                     if flag is None:
                         value = parse(sample.text)
@@ -141,6 +142,8 @@ async def ask(
                         answer.counts[name] = answer.counts.get(name, 0) + 1
                 except Flag as raised:
                     flag = str(raised) or "malformed"
+                except UnicodeEncodeError:
+                    flag, sample.text = "not Unicode", sample.text.encode(errors="replace").decode()
                 if flag is not None:
                     answer.flagged += 1
                     meter.flagged += 1

@@ -17,7 +17,7 @@ from keystep.errors import BadInput, BudgetSpent, ModelError, Refused, Stopped
 from keystep.lm.base import LM, Request, Sample
 from keystep.run.ask import Asking, ask
 from keystep.run.budget import Meter
-from keystep.run.procedure import Procedure
+from keystep.run.procedure import Procedure, adapted
 from keystep.run.vote import First
 
 
@@ -54,6 +54,7 @@ async def compare(asking: Asking, procedure: Procedure, progress: Callable[[list
     `progress` is called with the ways whenever one has moved. A model that cannot be reached, or a spent budget, ends a way and not
     the comparison.
     """
+    asking = adapted(asking, procedure)
     heats = [0.0] if asking.sampling.temperature == 0 else [0.0, asking.sampling.temperature]
     meter = Meter()
     ways: list[Way] = []
@@ -77,10 +78,6 @@ def _rank(way: Way) -> tuple[int, int, bool]:
 
 
 async def _follow(way: Way, asking: Asking, procedure: Procedure, meter: Meter, moved: Callable[[], object]) -> None:
-    if procedure.flags:
-        asking = replace(asking, flags=(*asking.flags, *procedure.flags))
-    if procedure.max_tokens is not None:
-        asking = replace(asking, sampling=replace(asking.sampling, max_tokens=procedure.max_tokens))
     answers: list[Any] = []
     look = 16  # how many answers there are at the next look whether all are right; looks get rarer, so that they cost little in all
 

@@ -6,10 +6,12 @@ Only the state goes from one step to the next: no history, no simulator, nothing
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, replace
 from typing import Any
 
 from keystep.lm.base import Prompt
+from keystep.run.ask import Asking, Sampling, plain
 from keystep.run.flags import RedFlag
 
 
@@ -23,7 +25,7 @@ class Procedure(ABC):
     name: str = "procedure"
     max_steps: int | None = None
     flags: tuple[RedFlag, ...] = ()  # checks of its own, beside those of the run
-    max_tokens: int | None = None  # of one answer; the run's own when None
+    sampling: Mapping[str, Any] = {}  # fields of `Sampling` that it wants; what the run's own says goes before
     # check(answers) -> the number of the first wrong step, or None when all are right. None: nobody can tell.
     check: Callable[[Iterable[Any]], int | None] | None = None
 
@@ -37,8 +39,6 @@ class Procedure(ABC):
 
     def parse(self, text: str, state: Any) -> Any:
         """The answer in the model's text; raises `Flag` where it is malformed. It must not be repaired."""
-        from keystep.run.ask import plain
-
         return plain(text)
 
     @abstractmethod
@@ -60,3 +60,10 @@ class Procedure(ABC):
     @abstractmethod
     def identity(self) -> Any:
         """What decides its results, as JSON: its text, settings, version."""
+
+
+def adapted(asking: Asking, procedure: Procedure) -> Asking:
+    """`asking` with the procedure's flags, and with its sampling wherever the run's own is at its default."""
+    own, default = asdict(asking.sampling), asdict(Sampling())
+    wanted = {name: value for name, value in procedure.sampling.items() if own[name] == default[name]}
+    return replace(asking, flags=(*asking.flags, *procedure.flags), sampling=replace(asking.sampling, **wanted))

@@ -176,8 +176,11 @@ class YamlProcedure(Procedure):
         self._parse = reader(form.answer)
         self.flags = _flags(form.flags)
         drawn = form.sampling.model_dump(exclude_none=True)
-        self.max_tokens = drawn.pop("max_tokens", None) or form.flags.max_tokens
-        self.sampling = {**drawn, "stop": tuple(drawn["stop"])} if "stop" in drawn else drawn
+        if "stop" in drawn:
+            drawn["stop"] = tuple(drawn["stop"])
+        if form.flags.max_tokens:
+            drawn.setdefault("max_tokens", form.flags.max_tokens)  # an answer cut there is thrown away anyway
+        self.sampling = drawn
         if form.check.step is not None or form.check.end is not None:
             self.check = self._check
 

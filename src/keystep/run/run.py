@@ -27,7 +27,7 @@ from keystep.run.ask import Answer, Asking, Key, Parse, Sampling, ask, plain
 from keystep.run.budget import Budget, Meter
 from keystep.run.flags import RedFlag
 from keystep.run.journal import Journal, Row, dumps
-from keystep.run.procedure import Procedure
+from keystep.run.procedure import Procedure, adapted
 from keystep.run.vote import AheadBy, Rule
 from keystep.skill import SkillLibrary
 from keystep.task import Task
@@ -303,11 +303,7 @@ class Context:
         for row in run.journal.rows(scope, since=at):  # written behind the last sync
             state, at = procedure.update(state, row.answer), row.seq + 1
         total = run.expected = procedure.total()
-        asking = run.asking
-        if procedure.flags:
-            asking = replace(asking, flags=(*asking.flags, *procedure.flags))
-        if procedure.max_tokens is not None:
-            asking = replace(asking, sampling=replace(asking.sampling, max_tokens=procedure.max_tokens))
+        asking = adapted(run.asking, procedure)
         key = None if type(procedure).key is Procedure.key else procedure.key
         ahead: Ahead | None = None
         given = run.journal.decision(scope, at)  # a run stops at an undecided step, so a person's answer is for the one it stands before
@@ -425,7 +421,7 @@ def _discard(ahead: Ahead | None) -> None:
 
 def _identity(work: Plan | Procedure, library: SkillLibrary | None, inputs: Mapping[str, Any] | None) -> dict[str, Any]:
     if isinstance(work, Procedure):
-        return {"name": work.name, "procedure": work.identity()}
+        return {"name": work.name, "procedure": work.identity(), "sampling": dict(work.sampling)}
     skills = {skill.name: skill.identity() for skill in library or ()}
     given = json.loads(dumps(dict(inputs or {}), "inputs"))
     return {"name": "plan", "plan": work.model_dump(mode="json"), "skills": skills, "inputs": given}
@@ -448,7 +444,7 @@ def _differences(before: Any, now: Any, where: str = "") -> Any:
     if isinstance(before, dict) and isinstance(now, dict):
         for name in sorted(before.keys() | now.keys()):
             yield from _differences(before.get(name), now.get(name), f"{where}.{name}" if where else name)
-    elif isinstance(before, str) and isinstance(now, str) and "\n" in before + now:
+    elif before != now and isinstance(before, str) and isinstance(now, str) and "\n" in before + now:
         diff = difflib.unified_diff(before.splitlines(), now.splitlines(), f"{where} as begun", f"{where} now", lineterm="", n=0)
         yield "\n    ".join(diff)
     elif before != now:

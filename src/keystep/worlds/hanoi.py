@@ -21,7 +21,7 @@ def goal(disks: int) -> Pegs:
 
 
 def steps(disks: int) -> int:
-    return 2**disks - 1
+    return int(2**disks - 1)
 
 
 def next_move(previous: Sequence[int] | None, pegs: Pegs) -> list[int]:

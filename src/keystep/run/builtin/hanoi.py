@@ -32,7 +32,7 @@ class Hanoi(Procedure):
     def __post_init__(self) -> None:
         if not MIN_DISKS <= self.disks <= MAX_DISKS:
             raise BadInput(f"is from {MIN_DISKS} to {MAX_DISKS}", field="disks", value=self.disks)
-        self.max_tokens = 40 + 12 * self.disks  # of a model that writes about three tokens a disk, with room
+        self.sampling = {"max_tokens": 40 + 12 * self.disks}  # of a model that writes about three tokens a disk, with room
         self._all = list(range(1, self.disks + 1))
 
     def start(self) -> Any:

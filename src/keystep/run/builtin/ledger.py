@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from keystep.errors import BadInput
@@ -26,7 +27,7 @@ class Ledger(Procedure):
     words: int = 100
     instance: int = 0
     name = "ledger"
-    max_tokens = 64
+    sampling = MappingProxyType({"max_tokens": 64})
 
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= 1_000_000:
