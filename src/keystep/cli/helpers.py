@@ -59,8 +59,9 @@ def reproduce(
     console = Console(stderr=True)
     options: dict[str, Any] = {} if seeds is None else {"seeds": seeds}
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        found = import_module(f"keystep.reproduce.{name.replace('-', '_')}").main(progress=progress, **options)
-    result: dict[str, Any] = found if isinstance(found, dict) else found.model_dump(mode="json")
+        module = import_module(f"keystep.reproduce.{name.replace('-', '_')}")
+        found = module.main(progress=progress, **options)
+    result: dict[str, Any] = found.model_dump(mode="json")
     text = json.dumps(result, indent=2, ensure_ascii=False) + "\n"
     file = out / f"{name}.json"
     try:
@@ -70,6 +71,11 @@ def reproduce(
         os.replace(half, file)
     except OSError as error:
         raise BadInput(f"cannot be written ({error.strerror})", field="--out", value=str(file), mend="name another folder") from None
+    if hasattr(module, "picture"):
+        try:
+            module.picture(found, out / f"{name}.svg")
+        except ImportError:
+            typer.echo("no picture: it needs matplotlib (pip install 'keystep[plot]')", err=True)
     if as_json:
         typer.echo(json.dumps(result))
         return
