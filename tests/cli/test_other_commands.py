@@ -99,12 +99,17 @@ def test_reproduce_writes_its_result(keystep, here, monkeypatch):
     from keystep.reproduce import maker
 
     assert "maker" in keystep("reproduce").stdout.split()
-    monkeypatch.setattr(maker, "main", lambda seeds=3, progress=None: {"name": "maker", "held": False, "seeds": seeds})
+    monkeypatch.setattr(maker, "DISKS", (3, 4))
+    monkeypatch.setattr(maker, "TASK", 4)
+    monkeypatch.setattr(maker, "K", (1, 3))
     result = keystep_json(keystep("reproduce", "maker", "--json", "--seeds", "2"))
-    assert result == {"name": "maker", "held": False, "seeds": 2}
+    wanted = "name room paper claim setting baseline measured ratio held seeds seconds settings_tried machine"
+    assert result.keys() == set(wanted.split()) and result["seeds"] == [0, 1]
+    cells = result["measured"]["cells"]
+    assert [(cell["disks"], cell["k"], cell["runs"]) for cell in cells] == [(3, 1, 2), (3, 3, 2), (4, 1, 2), (4, 3, 2)]
+    assert result["measured"]["task_success"] == 1 and len(result["baseline"]["single_calls"]["4"]) == 5
     assert json.loads((here / "results/reproductions/maker.json").read_text("utf-8")) == result
-    assert [file.name for file in (here / "results/reproductions").iterdir()] == ["maker.json"]
-    assert keystep("reproduce", "maker", "--out", "other").exit_code == 0 and (here / "other/maker.json").exists()
+    assert sorted(file.name for file in (here / "results/reproductions").iterdir()) == ["maker.json", "maker.svg"]
     (here / "file").write_text("")
     assert keystep("reproduce", "maker", "--out", "file").exit_code == 2
 

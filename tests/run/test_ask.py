@@ -64,6 +64,16 @@ def test_a_malformed_answer_is_not_repaired():
     assert answer.votes[0][2] == "no number"
 
 
+def test_a_parser_may_raise_what_int_raises():
+    answer = decide(Scripted(["twelve", "12", "12"]), AheadBy(2), parse=int)
+    assert (answer.value, answer.flagged) == (12, 1) and answer.votes[0][2].startswith("malformed: ")
+
+
+def test_half_a_character_is_thrown_away():
+    answer = decide(Scripted(["\ud800", "a"]), First())
+    assert (answer.value, answer.flagged, answer.votes[0][2]) == ("a", 1, "not Unicode")
+
+
 def test_no_text_is_no_answer():
     answer = decide(Scripted(["", " \n", " a "]), First())
     assert (answer.value, answer.flagged, answer.votes[0][2]) == ("a", 2, "empty")

@@ -139,7 +139,7 @@ def main(seeds: int = 3, progress: Progress | None = None) -> Reproduction:
         paper="Meyerson et al. 2025, Solving a Million-Step LLM Task with Zero Errors, arXiv 2511.09030",
         claim="One call a step, voted first-to-ahead-by-k with red flags, carries a task through without an error that is too long for any "
         "single pass.",
-        setting={"model": "embedded", "task": f"{TASK} disks", "disks": list(DISKS), "k": list(K), "temperature": 1.0, "model_identity": lm.identity()},
+        setting={"model": lm.identity(), "temperature": 1.0, "task": f"{TASK} disks", "disks": list(DISKS), "k": list(K)},
         baseline={"single_calls": {str(disks): rows for disks, rows in singles.items()}, "task_success": baseline_success},
         measured={"cells": cells, "smallest_k_without_error": k, "task_success": success},
         ratio=success / baseline_success if baseline_success else None,

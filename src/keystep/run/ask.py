@@ -144,6 +144,8 @@ async def ask(
                     flag = str(raised) or "malformed"
                 except UnicodeEncodeError:
                     flag, sample.text = "not Unicode", sample.text.encode(errors="replace").decode()
+                except ValueError as raised:  # what int() and json.loads() raise: the same as a Flag
+                    flag = f"malformed: {raised}"
                 if flag is not None:
                     answer.flagged += 1
                     meter.flagged += 1

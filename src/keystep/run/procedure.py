@@ -38,7 +38,7 @@ class Procedure(ABC):
         """The prompt of the next step, or several wordings of it for the votes to rotate over."""
 
     def parse(self, text: str, state: Any) -> Any:
-        """The answer in the model's text; raises `Flag` where it is malformed. It must not be repaired."""
+        """The answer in the model's text; raises `Flag` (or ValueError) where it is malformed. It must not be repaired."""
         return plain(text)
 
     @abstractmethod
