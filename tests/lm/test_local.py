@@ -194,3 +194,19 @@ def test_without_torch_the_extra_is_named(monkeypatch, folder):
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(MissingExtra, match=r"pip install 'keystep\[local\]'"):
         Local(folder)
+
+
+def test_a_peft_adapter_is_put_on_and_answers_as_in_stock_peft(folder, tmp_path):
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(3)
+    base = transformers.LlamaForCausalLM.from_pretrained(folder)
+    plain = [sample.text for sample in Local(folder).complete_sync("a b c", temperature=0, max_tokens=8)]
+    adapted = peft.get_peft_model(
+        base, peft.LoraConfig(r=4, lora_alpha=64, target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False)
+    )
+    adapted.save_pretrained(tmp_path)
+    tokens = transformers.AutoTokenizer.from_pretrained(folder)("a b c", return_tensors="pt")
+    wanted = adapted.eval().generate(**tokens, do_sample=False, max_new_tokens=8)[0, tokens["input_ids"].shape[1] :]
+    [sample] = Local(folder, adapter=tmp_path).complete_sync("a b c", temperature=0, max_tokens=8)
+    words = transformers.AutoTokenizer.from_pretrained(folder).decode(wanted, skip_special_tokens=True)
+    assert sample.text.split() == words.split() and [sample.text] != plain

@@ -159,7 +159,7 @@ def picture(found: Reproduction, path: Path) -> None:
 
     singles = found.baseline["single_calls"]
     lengths = [hanoi.steps(int(disks)) for disks in singles]
-    figure, axes = pyplot.subplots(figsize=(7.2, 3.8), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(7.2, 4.2), layout="constrained")
     sampled = [max(row["sampled_success"] for row in rows) for rows in singles.values()]
     greedy = [sum(row["greedy_wrong_steps"] == 0 for row in rows) / len(rows) for rows in singles.values()]
     axes.plot(lengths, sampled, "o--", color="#b0563b", label="one call a step, sampled: the best member (exact)")
@@ -172,6 +172,6 @@ def picture(found: Reproduction, path: Path) -> None:
     axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
     axes.minorticks_off()
     axes.grid(alpha=0.25)
-    axes.legend(loc="center left", fontsize=8)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)
