@@ -87,11 +87,11 @@ ENSEMBLES: dict[str, list[Member]] = {
         Member(seed=5, width=24, hidden=64, updates=5000),
     ],
     "ledger": [
-        Member(seed=1, width=48, hidden=64, heads=3, batch=8, updates=2200),
-        Member(seed=3, width=48, hidden=64, heads=3, batch=8, updates=1800),
-        Member(seed=4, width=48, hidden=72, heads=3, batch=8, updates=1800),
-        Member(seed=5, width=48, hidden=56, heads=3, batch=8, updates=1800),
-        Member(seed=6, width=48, hidden=64, heads=3, batch=8, updates=2000),
+        Member(seed=1, width=48, hidden=40, heads=3, batch=8, updates=1600),
+        Member(seed=3, width=48, hidden=40, heads=3, batch=8, updates=1400),
+        Member(seed=4, width=48, hidden=48, heads=3, batch=8, updates=1500),
+        Member(seed=5, width=48, hidden=56, heads=3, batch=8, updates=1500),
+        Member(seed=6, width=48, hidden=64, heads=3, batch=8, updates=1500),
     ],
     "hanoi-large": [
         Member(seed=11, width=64, hidden=176, updates=6000, tall=3.0),

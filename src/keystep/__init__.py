@@ -18,8 +18,8 @@ _WHERE = {
     "trace": ["StepTrace", "Trace", "Vote"],
     "lm": ["LM", "Message", "Request", "Rotation", "Sample", "ToolCall", "lm"],
     "run.skills": ["PolicySkill", "PromptSkill", "ToolSkill"],
-    "run": ["AheadBy", "Answer", "Budget", "Context", "First", "Flag", "Journal", "Majority", "Mismatch", "Outcome", "Procedure", "Run",
-            "Sampling", "TooLong", "Unsure"],
+    "run": ["AheadBy", "Answer", "Budget", "Context", "First", "Flag", "Journal", "Majority", "Many", "ManyOutcome", "Mismatch", "Outcome",
+            "Procedure", "Run", "Sampling", "TooLong", "Unsure"],
 }  # fmt: skip
 _MODULE = {name: module for module, names in _WHERE.items() for name in names}
 

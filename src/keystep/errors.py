@@ -32,6 +32,10 @@ class Refused(BadInput):
     """A model was given a prompt it was not made for and says so instead of answering noise."""
 
 
+class TooWeak(BadInput):
+    """A model is not right often enough at single steps for a vote to carry a whole run; found before the run began."""
+
+
 class MissingExtra(KeystepError, ImportError):
     """A part of keystep needs a library that is not installed."""
 

@@ -1,4 +1,4 @@
-"""The command line. The main job is on top: run, resume, runs, show, decide; then what there is, and helpers.
+"""The command line. The main job is on top: run, forecast, resume, runs, show, decide; then what there is, and helpers.
 
 Every command imports what it needs when it runs, so that `keystep --help` loads nothing heavy; a room's commands go into a file of their
 own here and do the same. Exit codes: 0 finished and right (or nobody could check), 1 finished and wrong, 2 bad input, 3 stopped and
@@ -13,6 +13,8 @@ import typer
 from typer.core import TyperGroup
 
 from keystep.cli.catalogue import methods, models
+from keystep.cli.export import export, prune
+from keystep.cli.forecast import forecast
 from keystep.cli.helpers import init, reproduce, serve_model
 from keystep.cli.journals import decide, runs, show
 from keystep.cli.run import resume, run
@@ -31,7 +33,7 @@ class _Commands(TyperGroup):
 
 
 app = typer.Typer(name="keystep", cls=_Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-for command in (run, resume, runs, show, decide, init, models, methods, reproduce, serve_model):
+for command in (run, forecast, resume, runs, show, decide, export, prune, init, models, methods, reproduce, serve_model):
     app.command()(command)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from keystep.cli.defaults import AHEAD_BY, JOURNAL, MODEL
 from keystep.errors import BadInput, JournalError
 from keystep.lm import lm
 from keystep.lm.base import LM
-from keystep.run import AheadBy, Budget, First, Journal, Majority, Procedure, Run, Sampling, TooLong
+from keystep.run import AheadBy, Budget, First, Journal, Majority, Many, Procedure, Run, Sampling, TooLong
 from keystep.run.builtin import BUILTIN, builtin
-from keystep.run.procedure_file import from_file
+from keystep.run.many import input_rows
+from keystep.run.procedure_file import YamlProcedure, from_file
 from keystep.run.vote import Rule
 
 
@@ -46,6 +48,11 @@ class Job(BaseModel):
     budget_tokens: int | None = Field(default=None, ge=1)
     budget_cost: float | None = Field(default=None, gt=0)
     budget_seconds: float | None = Field(default=None, gt=0)
+    inputs: str | None = None
+    results: str | None = None
+    concurrency: int | None = Field(default=None, ge=1)
+    max_crashes: int | None = Field(default=None, ge=1)
+    forecast: dict[str, Any] | None = None  # what was expected of the run before it began, as `keystep.run.forecast.Forecast`
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> Job:
@@ -65,6 +72,12 @@ class Job(BaseModel):
             raise BadInput("exclude each other", field=" and ".join(rules), mend="choose one rule of voting")
         if job.record and job.replay:
             raise BadInput("exclude each other", field="--record and --replay", mend="choose one")
+        for name in ("results", "concurrency", "max_crashes"):
+            if job.inputs is None and getattr(job, name) is not None:
+                flag = "--" + name.replace("_", "-")
+                raise BadInput("is for many inputs", field=flag, value=getattr(job, name), mend="add --inputs FILE")
+        if job.inputs and job.compare:
+            raise BadInput("exclude each other", field="--inputs and --compare", mend="compare on a single input")
         if job.base_url and "://" in job.model:
             raise BadInput(
                 "is already in the model's name", field="--base-url", value=job.base_url, mend="leave it out, or use openai:MODEL"
@@ -89,6 +102,25 @@ class Job(BaseModel):
         flags = {"temperature": self.temperature, "first_temperature": self.temperature, "max_tokens": self.max_tokens}
         procedure.sampling = {name: value for name, value in procedure.sampling.items() if flags.get(name) is None}
         return procedure
+
+    def build_many(self, base: Procedure) -> Many:
+        """`base` for every row of the inputs file; a row's values go before those of --set.
+
+        Raises:
+            BadInput: the file cannot be read, or a row has a name or a value that the procedure does not take.
+        """
+
+        def build(row: Mapping[str, Any]) -> Procedure:
+            settings = {**self.settings, **row}
+            if isinstance(base, YamlProcedure):
+                return base.having(settings)
+            return self.model_copy(update={"settings": settings}).build_procedure()
+
+        # A cell of a table is read as --set reads it, unless the procedure has a text in its place.
+        texts = {name for name, value in base.form.state.items() if isinstance(value, str)} if isinstance(base, YamlProcedure) else set()
+        options = {"concurrency": self.concurrency, "max_crashes": self.max_crashes}
+        given = {name: value for name, value in options.items() if value is not None}
+        return Many(build, input_rows(Path(self.inputs or ""), texts), results=self.results, **given)
 
     def build_lm(self) -> LM:
         if self.replay:

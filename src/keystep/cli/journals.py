@@ -70,6 +70,12 @@ def show(
         typer.echo(json.dumps({**about, **work, "hardest": hardest, "undecided": waiting}))
         return
     _print(about, hardest, waiting)
+    if isinstance(row["spec"], dict) and row["spec"].get("forecast") and about["status"] == "finished":
+        from rich.console import Console
+
+        from keystep.cli.forecast import beside
+
+        Console().print(beside(row["spec"]["forecast"], about))
 
 
 def decide(

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import warnings
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from keystep.cli.defaults import AHEAD_BY, JOURNAL, MODEL, number, whole
+from keystep.cli.forecast import TARGET, forecast_first
 from keystep.errors import BadInput, KeystepError, Undecided
 
 if TYPE_CHECKING:
@@ -34,6 +37,11 @@ BudgetCalls = Annotated[int | None, _whole("Stop after so many samples.", "Budge
 BudgetTokens = Annotated[int | None, _whole("Stop after so many tokens.", "Budget")]
 BudgetCost = Annotated[float | None, _number("Stop after so much money, in the price table's unit.", "Budget")]
 BudgetSeconds = Annotated[float | None, _number("Stop after so many seconds of running.", "Budget")]
+Concurrency = Annotated[int | None, _whole("Rows under way at once (default: 64).", "Many inputs")]
+MaxCrashes = Annotated[int | None, _whole("Set a row aside that crashed so often at one step (default: 3).", "Many inputs")]
+
+_FORECAST = ("forecast", "target", "truth", "reference")
+_NOT_KEPT = ("settings", "journal", "dry_run", "as_json", "quiet", *_FORECAST)  # flags that no resumed run needs
 
 
 def run(
@@ -60,7 +68,19 @@ def run(
     budget_tokens: BudgetTokens = None,
     budget_cost: BudgetCost = None,
     budget_seconds: BudgetSeconds = None,
+    inputs: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Run every row (.csv, .tsv, .jsonl) of settings.", rich_help_panel="Many inputs")
+    ] = None,
+    results: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Gets a line per row (default: beside the inputs).", rich_help_panel="Many inputs")
+    ] = None,
+    concurrency: Concurrency = None,
+    max_crashes: MaxCrashes = None,
     compare: Annotated[bool, typer.Option("--compare", help="Also go every single-call way with the same models.")] = False,
+    forecast: Annotated[bool, typer.Option("--forecast", help="Forecast first, and take its k.", rich_help_panel="Forecast")] = False,
+    target: Annotated[float | None, _number(f"Wanted probability that the whole run is right (default: {TARGET}).", "Forecast")] = None,
+    truth: Annotated[str | None, typer.Option(metavar="FILE", help="Labelled steps to measure by.", rich_help_panel="Forecast")] = None,
+    reference: Annotated[str | None, typer.Option(metavar="MODEL", help="A model to measure by.", rich_help_panel="Forecast")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the first prompt and the price; call nothing.")] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -69,27 +89,46 @@ def run(
 
     Exit code: 0 finished and right (or nobody could check), 1 finished and wrong, 2 bad input, 3 stopped (`keystep resume` goes on).
     """
-    given = {name: value for name, value in locals().items() if name not in ("settings", "journal", "dry_run", "as_json", "quiet")}
+    flags = dict(locals())
+    given = {name: value for name, value in flags.items() if name not in _NOT_KEPT}
     from keystep.cli.job import Job, absolute, open_journal
+    from keystep.cli.rows import carry_out_rows
     from keystep.run.builtin import BUILTIN
     from keystep.run.procedure_file import parse_setting
 
     pairs = [parse_setting(text) for text in settings or ()]
     if len(dict(pairs)) < len(pairs):
         raise BadInput("is given twice", field="--set", value=[name for name, _ in pairs], mend="give every name once")
-    paths = {name: absolute(given[name]) for name in ("prices", "record", "replay")}
+    paths = {name: absolute(given[name]) for name in ("prices", "record", "replay", "inputs", "results")}
+    if inputs and results is None:
+        paths["results"] = absolute(f"{inputs.removesuffix(Path(inputs).suffix)}.results.jsonl")
+    if inputs and forecast:
+        raise BadInput("exclude each other", field="--inputs and --forecast", mend="forecast on a single input: keystep forecast")
+    if forecast and (majority or first):
+        raise BadInput("exclude each other", field="--forecast and --majority or --first", mend="a forecast is for --ahead-by")
+    for name in _FORECAST[1:]:
+        if flags[name] is not None and not forecast:
+            raise BadInput("is the forecast's", field=f"--{name}", value=flags[name], mend="add --forecast")
     job = Job.of({**given, **paths, "settings": dict(pairs)})
     if job.procedure not in BUILTIN:
         job = job.model_copy(update={"procedure": absolute(job.procedure)})
     work, lm = job.build_procedure(), job.build_lm()
+    many = job.build_many(work) if inputs else None
     if dry_run:
         from keystep.cli.dry import dry
 
-        dry(job, work, lm, as_json)
+        dry(job, many.first if many else work, lm, as_json)
+        if many:
+            typer.echo(f"note: this is row 0 of {many.total:,} alone", err=True)
         return
     store = open_journal(journal, must_exist=False)
     try:
-        _carry_out(job, _built(job, work, lm, store), work, journal, as_json, quiet)
+        options = {"target": TARGET if target is None else target, "truth": truth, "reference": reference, "ahead_by": ahead_by}
+        wanted = options if forecast else None
+        if many:
+            carry_out_rows(job, _built(job, work, lm, store), many, journal, as_json, quiet)
+            return
+        _carry_out(job, _built(job, work, lm, store), work, journal, as_json, quiet, wanted)
     finally:
         store.close()
 
@@ -101,12 +140,15 @@ def resume(
     budget_tokens: BudgetTokens = None,
     budget_cost: BudgetCost = None,
     budget_seconds: BudgetSeconds = None,
+    concurrency: Concurrency = None,
+    max_crashes: MaxCrashes = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Go on with a run that stopped or was killed. Nothing that was decided is asked again."""
-    budgets = {"budget_calls": budget_calls, "budget_tokens": budget_tokens, "budget_cost": budget_cost, "budget_seconds": budget_seconds}
+    given = {name: value for name, value in locals().items() if name not in ("run_id", "journal", "as_json", "quiet") and value is not None}
     from keystep.cli.job import Job, open_journal
+    from keystep.cli.rows import carry_out_rows
 
     store = open_journal(journal)
     try:
@@ -114,8 +156,11 @@ def resume(
         spec = store.run(id)["spec"]
         if not isinstance(spec, dict) or "procedure" not in spec:
             raise BadInput("was not begun with `keystep run`", field="run", value=id, mend="resume it from the program that began it")
-        job = Job.of({**spec, **{name: value for name, value in budgets.items() if value is not None}})
+        job = Job.of({**spec, **given})
         work = job.build_procedure()
+        if job.inputs:
+            carry_out_rows(job, _built(job, work, job.build_lm(), store, id), job.build_many(work), journal, as_json, quiet)
+            return
         _carry_out(job, _built(job, work, job.build_lm(), store, id), work, journal, as_json, quiet)
     finally:
         store.close()
@@ -137,12 +182,15 @@ def _built(job: Job, work: Any, lm: Any, store: Journal, id: str | None = None) 
     return built
 
 
-def _carry_out(job: Job, run: Run, work: Any, journal: str, as_json: bool, quiet: bool) -> None:
+def _carry_out(
+    job: Job, run: Run, work: Any, journal: str, as_json: bool, quiet: bool, forecast: dict[str, Any] | None = None
+) -> None:  # fmt: skip
+    """Run it, after a forecast with these options where one is wanted, and print what came out."""
     from keystep.cli.job import resume_command
     from keystep.cli.show import report, result_json
 
     try:
-        outcome, ways = asyncio.run(_work(job, run, work, quiet))
+        job, outcome, ways = asyncio.run(_work(job, run, work, as_json, quiet, forecast))
     except KeystepError as error:
         typer.echo(f"error: {error}", err=True)
         if error.exit_code == 3 and run.journal.run(run.id, missing_ok=True):
@@ -152,6 +200,8 @@ def _carry_out(job: Job, run: Run, work: Any, journal: str, as_json: bool, quiet
             typer.echo(f"go on with: {resume_command(run.id, journal)}", err=True)
         raise typer.Exit(error.exit_code) from None
     except KeyboardInterrupt:
+        if not run.journal.run(run.id, missing_ok=True):
+            raise
         typer.echo(
             f"stopped after {run.meter.steps:,} steps; all of them are kept. Go on with: {resume_command(run.id, journal)}", err=True
         )
@@ -159,21 +209,26 @@ def _carry_out(job: Job, run: Run, work: Any, journal: str, as_json: bool, quiet
     if as_json:
         typer.echo(json.dumps(result_json(outcome, ways if job.compare else None, job)))
     else:
-        report(outcome, ways if job.compare else None, journal)
+        report(outcome, ways if job.compare else None, journal, job.forecast)
     if outcome.correct is False:
         raise typer.Exit(1)
 
 
-async def _work(job: Job, run: Run, work: Any, quiet: bool) -> tuple[Outcome, list[Way]]:
+async def _work(
+    job: Job, run: Run, work: Any, as_json: bool, quiet: bool, forecast: dict[str, Any] | None
+) -> tuple[Job, Outcome, list[Way]]:  # fmt: skip
     from keystep.cli.show import comparing, following
     from keystep.run.compare import compare
 
     try:
+        if forecast is not None:
+            job = await forecast_first(job, run.asking, work, as_json, quiet, **forecast)
+            run.asking, run.spec = replace(run.asking, rule=job.rule()), job.model_dump(mode="json")
         with following(run, quiet):
             outcome = await run.execute(work)
         if not job.compare:
-            return outcome, []
+            return job, outcome, []
         with comparing(quiet) as moved:
-            return outcome, await compare(run.asking, work, moved)
+            return job, outcome, await compare(run.asking, work, moved)
     finally:
         await run.asking.lm.close()

@@ -13,6 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from keystep.cli.forecast import beside
 from keystep.cli.job import Job
 from keystep.run import Outcome, Run
 from keystep.run.compare import Way
@@ -37,14 +38,14 @@ def _line(run: Run) -> Table:
         f"{rate:,.0f} steps/s" if rate >= 10 else f"{rate:.2f} steps/s",
         f"{meter.calls / meter.steps:.2f} votes per step" if meter.steps else "",
         f"{meter.flagged:,} flagged",
-        f"{_clock((total - meter.steps) / rate)} left" if total and rate else "",
+        f"{clock((total - meter.steps) / rate)} left" if total and rate else "",
     ]
     line = Table.grid(padding=(0, 2))
     line.add_row(ProgressBar(total=total, completed=meter.steps, width=24, pulse=total is None), " · ".join(part for part in parts if part))
     return line
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
 
@@ -69,10 +70,11 @@ def result_json(outcome: Outcome, ways: list[Way] | None, job: Job) -> dict[str,
     """What `--json` prints."""
     best = None if not ways else {"way": ways[0].way, "correct": ways[0].correct, "first_error_step": ways[0].first_error_step}
     shown = outcome.model_dump(mode="json", exclude={"result", "cost"})
-    return {**shown, "k": job.ahead_by, "seed": job.seed, "baseline": best}
+    expected = {} if job.forecast is None else {"forecast": job.forecast}
+    return {**shown, "k": job.ahead_by, "seed": job.seed, "baseline": best, **expected}
 
 
-def report(outcome: Outcome, ways: list[Way] | None, journal: str) -> None:
+def report(outcome: Outcome, ways: list[Way] | None, journal: str, forecast: dict[str, Any] | None = None) -> None:
     """The result, for people."""
     console = Console()
     verdict = {True: "correct", None: "nobody could check them", False: f"wrong at step {outcome.first_error_step}"}[outcome.correct]
@@ -89,6 +91,8 @@ def report(outcome: Outcome, ways: list[Way] | None, journal: str) -> None:
         f"run {outcome.run_id} in {journal}",
     ]
     console.print(Panel(Group(head, *map(Text, lines)), expand=False))
+    if forecast is not None:
+        console.print(beside(forecast, outcome.model_dump()))
     if ways:
         console.print(_table(ways))
         console.print(Text(_verdict(ways, outcome)), soft_wrap=True)

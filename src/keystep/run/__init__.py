@@ -4,6 +4,7 @@ from keystep.run.ask import Answer, Sampling
 from keystep.run.budget import Budget
 from keystep.run.flags import Flag, Mismatch, TooLong, Unsure
 from keystep.run.journal import Journal
+from keystep.run.many import Many, ManyOutcome
 from keystep.run.procedure import Procedure
 from keystep.run.run import Context, Outcome, Run
 from keystep.run.vote import AheadBy, First, Majority
@@ -17,6 +18,8 @@ __all__ = [
     "Flag",
     "Journal",
     "Majority",
+    "Many",
+    "ManyOutcome",
     "Mismatch",
     "Outcome",
     "Procedure",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -127,7 +127,7 @@ async def ask(
         wanted = meter.room(asking.budget, wanted)
         point("before-ask")
         requests = _requests(asking, prompts, where, answer.samples, wanted)
-        async with aclosing(_samples(asking.lm, requests)) as drawn:
+        async with aclosing(_samples(asking.lm, requests, meter)) as drawn:
             async for sample in drawn:
                 meter.add(sample)
                 flag, name = None, None
@@ -188,21 +188,26 @@ def _requests(asking: Asking, prompts: Sequence[Prompt], where: str, first: int,
     return requests
 
 
-async def _samples(lm: LM, requests: list[Request]):  # type: ignore[no-untyped-def]  # an async generator of Sample
-    if len(requests) == 1:
-        async with aclosing(lm.sample(requests[0])) as drawn:
-            async for sample in drawn:
-                yield sample
-        return
-
+async def _samples(lm: LM, requests: list[Request], meter: Meter) -> AsyncGenerator[Sample]:
     async def all_of(request: Request) -> list[Sample]:
         async with aclosing(lm.sample(request)) as drawn:
             return [sample async for sample in drawn]
 
-    async with aclosing(as_finished(all_of(request) for request in requests)) as finished:
-        async for some in finished:
-            for sample in some:
+    async def in_parts() -> AsyncGenerator[Sample]:
+        async with aclosing(as_finished(all_of(request) for request in requests)) as finished:
+            async for some in finished:
+                for sample in some:
+                    yield sample
+
+    flying = sum(request.n for request in requests)
+    try:
+        async with aclosing(lm.sample(requests[0]) if len(requests) == 1 else in_parts()) as drawn:
+            async for sample in drawn:
+                flying -= 1
+                meter.flying -= 1
                 yield sample
+    finally:
+        meter.flying -= flying  # what will not come any more
 
 
 def _undecided(answer: Answer, where: str) -> Undecided:

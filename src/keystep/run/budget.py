@@ -37,6 +37,7 @@ class Meter:
     steps: int = 0
     seconds_before: float = 0.0
     started: float = field(default_factory=time.monotonic)
+    flying: int = 0  # samples that were asked for and have not come yet
 
     @property
     def seconds(self) -> float:
@@ -49,14 +50,17 @@ class Meter:
         self.cost += sample.cost
 
     def room(self, budget: Budget, wanted: int) -> int:
-        """How many of `wanted` samples may still be drawn.
+        """How many of `wanted` samples may still be drawn, those under way counted; they count as `flying` until they come.
 
         Raises:
             BudgetSpent: none.
         """
-        spent = {"calls": self.calls, "tokens": self.tokens_in + self.tokens_out, "cost": self.cost, "seconds": self.seconds}
+        spent = {"calls": self.calls + self.flying, "tokens": self.tokens_in + self.tokens_out, "cost": self.cost, "seconds": self.seconds}
         for name, value in spent.items():
             limit = getattr(budget, name)
             if limit is not None and value >= limit:
                 raise BudgetSpent("the budget is spent", field=f"budget.{name}", value=limit, mend="resume with a larger one")
-        return wanted if budget.calls is None else min(wanted, budget.calls - self.calls)
+        if budget.calls is not None:
+            wanted = min(wanted, budget.calls - self.calls - self.flying)
+        self.flying += wanted
+        return wanted

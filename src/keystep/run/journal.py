@@ -32,6 +32,7 @@ from keystep.errors import BadInput, Busy, JournalError
 from keystep.run.faults import point
 
 SYNC_SECONDS, SYNC_STEPS = 0.05, 256
+SUMS = ("steps", "sampled", "samples", "flagged", "tokens_in", "tokens_out", "cost")
 LEASE_SECONDS = 15.0
 
 metadata = MetaData()
@@ -99,12 +100,31 @@ undecided = Table(
     Column("decision", Text),  # JSON of the answer a person gave
 )  # fmt: skip
 
+rows = Table(
+    "rows", metadata,  # of a run over many inputs
+    Column("run", String(64), primary_key=True),
+    Column("row", Integer, primary_key=True),
+    Column("scope", Integer, nullable=False),
+    Column("status", String(20), nullable=False),  # running, stopped (with the run), died (with the process), failed, finished
+    Column("crashes", Integer, nullable=False),  # how often it died or raised, one after the other at the same step
+    Column("at", Integer, nullable=False),  # the step of its last crash; -1: none
+    Column("correct", Integer),  # 0 or 1 of a finished one that could be checked
+    # Sums over the steps of one that finished or failed, so that a resume need not read them again.
+    *(Column(name, Integer, nullable=False, default=0) for name in ("steps", "sampled", "samples", "flagged", "tokens_in", "tokens_out")),
+    Column("cost", Float, nullable=False, default=0.0),
+    Column("result", Text),  # JSON: its line in the results file
+)  # fmt: skip
+
 
 def _first(connection: sa.Connection) -> None:
-    metadata.create_all(connection)
+    metadata.create_all(connection, [runs, scopes, steps, samples, undecided])
 
 
-MIGRATIONS: tuple[Callable[[sa.Connection], None], ...] = (_first,)  # number n brings the database from version n to n + 1
+def _second(connection: sa.Connection) -> None:
+    metadata.create_all(connection, [rows])
+
+
+MIGRATIONS: tuple[Callable[[sa.Connection], None], ...] = (_first, _second)  # number n brings the database from version n to n + 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,6 +309,7 @@ class Journal:
             return
         self.sync()
         point("before-finish")
+        self._run(rows.update().where(rows.c.run == self._held, rows.c.status == "running").values(status="stopped"))
         values = {"status": status, "why": why, "owner": None, "lease": 0.0, "updated": time.time()}
         self._run(runs.update().where(runs.c.id == self._held).values(**values, result=None if result is None else dumps(result)))
         self._held = None
@@ -385,27 +406,75 @@ class Journal:
 
     def totals(self, run: str) -> dict[str, float]:
         """Sums over all journaled steps: steps, sampled (those that were), samples, flagged, tokens_in, tokens_out, cost."""
-        sums = [
-            sa.func.coalesce(sa.func.sum(steps.c[name]), 0).label(name)
-            for name in ("samples", "flagged", "tokens_in", "tokens_out", "cost")
-        ]
-        sampled = sa.func.coalesce(sa.func.sum(sa.case((steps.c.samples > 0, 1), else_=0)), 0).label("sampled")
-        query = (
-            sa.select(sa.func.count().label("steps"), sampled, *sums).join(scopes, steps.c.scope == scopes.c.id).where(scopes.c.run == run)
-        )
-        return dict(self._run(query).mappings().one())
+        summed = (rows.c.run == run, rows.c.status.in_(("finished", "failed")))
+        ended = self._run(sa.select(*(sa.func.coalesce(sa.func.sum(rows.c[name]), 0).label(name) for name in SUMS)).where(*summed))
+        rest = _sums().join(scopes, steps.c.scope == scopes.c.id).where(scopes.c.run == run)
+        rest = rest.where(scopes.c.id.not_in(sa.select(rows.c.scope).where(*summed)))
+        other = self._run(rest).mappings().one()
+        return {name: value + other[name] for name, value in ended.mappings().one().items()}
 
     def trace(self, run: str, limit: int | None = None) -> Iterator[tuple[str, Row]]:
         """(scope path, step) of the run's journaled steps, those with most samples first when `limit` is given, else in order."""
+        if limit is None:
+            for place in self._run(sa.select(scopes.c.id, scopes.c.path).where(scopes.c.run == run).order_by(scopes.c.id)).all():
+                yield from ((place.path, row) for row in self.rows(place.id))
+            return
         query = sa.select(scopes.c.path, *_ROW).join(scopes, steps.c.scope == scopes.c.id).where(scopes.c.run == run)
-        hardest = [steps.c.samples.desc(), steps.c.scope, steps.c.seq]
-        query = query.order_by(scopes.c.id, steps.c.seq) if limit is None else query.order_by(*hardest).limit(limit)
-        for found in self._run(query):
+        for found in self._run(query.order_by(steps.c.samples.desc(), steps.c.scope, steps.c.seq).limit(limit)):
             yield found[0], _row(found[1:])
 
     def samples(self, scope: int, seq: int) -> list[Mapping[str, Any]]:
         """The kept samples of a step, as dicts of the `samples` table."""
         return [dict(row) for row in self._run(sa.select(samples).where(samples.c.scope == scope, samples.c.seq == seq)).mappings()]
+
+    # rows of a run over many inputs
+
+    def row_states(self, run: str) -> dict[int, tuple[str, int, int, int]]:
+        """(status, crashes, at, scope) of the run's rows that were begun, in order."""
+        query = sa.select(rows.c.row, rows.c.status, rows.c.crashes, rows.c.at, rows.c.scope).where(rows.c.run == run).order_by(rows.c.row)
+        return {found.row: (found.status, found.crashes, found.at, found.scope) for found in self._run(query)}
+
+    def begin_row(self, run: str, row: int, path: str) -> int:
+        """Note that a row is under way, new or once more; gives the scope that is its place."""
+        scope, _, _ = self.open_scope(run, path)
+        if not self._run(rows.update().where(rows.c.run == run, rows.c.row == row).values(status="running")).rowcount:
+            self._run(rows.insert().values(run=run, row=row, scope=scope, status="running", crashes=0, at=-1))
+        return scope
+
+    def bury_row(self, run: str, row: int, crashes: int, at: int) -> None:
+        """Note that a row was under way when its process died."""
+        self._run(rows.update().where(rows.c.run == run, rows.c.row == row).values(status="died", crashes=crashes, at=at))
+
+    def end_row(
+        self, run: str, row: int, status: str, sums: Mapping[str, float], line: str, *, correct: bool | None, crashes: int, at: int
+    ) -> None:
+        """Note that a row has finished or failed, with the sums over its steps and its line in the results file."""
+        point("before-write")
+        right = None if correct is None else int(correct)
+        values = {"status": status, "correct": right, "crashes": crashes, "at": at, "result": line, **sums}
+        self._run(rows.update().where(rows.c.run == run, rows.c.row == row).values(**values))
+        point("after-write")
+
+    def row_sums(self, scope: int) -> dict[str, float]:
+        """`totals` over the steps of one scope."""
+        return dict(self._run(_sums().where(steps.c.scope == scope)).mappings().one())
+
+    def row_verdicts(self, run: str) -> dict[bool | None, int]:
+        """How many finished rows are right (True), wrong (False), or could not be checked (None)."""
+        query = sa.select(rows.c.correct, sa.func.count().label("n")).where(rows.c.run == run, rows.c.status == "finished")
+        return {None if found.correct is None else bool(found.correct): found.n for found in self._run(query.group_by(rows.c.correct))}
+
+    def row_lines(self, run: str, status: str, *, crashes: int = 0, limit: int | None = None) -> Iterator[str]:
+        """The result lines of rows of a status that crashed at least so often, in order, read as they are asked for."""
+        where = (rows.c.run == run, rows.c.status == status, rows.c.crashes >= crashes)
+        last, left = -1, limit
+        while left is None or left > 0:
+            query = sa.select(rows.c.row, rows.c.result).where(*where, rows.c.row > last).order_by(rows.c.row).limit(min(left or 500, 500))
+            found = self._run(query).all()
+            if not found:
+                return
+            yield from (each.result for each in found)
+            last, left = found[-1].row, None if left is None else left - len(found)
 
     # steps that no vote could decide
 
@@ -434,12 +503,54 @@ class Journal:
         query = sa.select(undecided.c.decision).where(undecided.c.scope == scope, undecided.c.seq == seq)
         return self._run(query).scalar()
 
+    # taking runs out
+
+    def is_held(self, row: Mapping[str, Any]) -> bool:
+        """Whether a living process, this one included, holds the run of this row."""
+        return bool(row["owner"]) and row["lease"] > time.time() and not _is_dead(row["owner"])
+
+    def delete(self, id: str) -> None:
+        """Delete a run with all that belongs to it.
+
+        Raises:
+            Busy: a living process holds it.
+        """
+        with self._transaction():
+            row = self.run(id)
+            if self.is_held(row):
+                raise Busy("a process is running this", field="run", value=id, mend=f"wait for {row['owner']} to end, or stop it")
+            places = sa.select(scopes.c.id).where(scopes.c.run == id)
+            for table in (samples, steps, undecided):
+                self._run(table.delete().where(table.c.scope.in_(places)))
+            self._run(rows.delete().where(rows.c.run == id))
+            self._run(scopes.delete().where(scopes.c.run == id))
+            self._run(runs.delete().where(runs.c.id == id))
+
+    def vacuum(self) -> None:
+        """Give the space of what was deleted back.
+
+        Raises:
+            JournalError: another process is using the journal.
+        """
+        try:
+            self._connection.exec_driver_sql("VACUUM")
+            self._pragma("wal_checkpoint(TRUNCATE)")
+        except SQLAlchemyError as error:
+            raise self._failed(error) from None
+
     def close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
         self._held = None
         self._connection.close()
         self._engine.dispose()
+
+
+def _sums() -> sa.Select[Any]:
+    """SUMS over steps."""
+    sums = {name: sa.func.sum(steps.c[name]) for name in SUMS[2:]}
+    sums["sampled"] = sa.func.sum(sa.case((steps.c.samples > 0, 1), else_=0))
+    return sa.select(sa.func.count().label("steps"), *(sa.func.coalesce(value, 0).label(name) for name, value in sums.items()))
 
 
 def _read(row: Mapping[Any, Any]) -> dict[str, Any]:

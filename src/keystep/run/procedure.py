@@ -29,6 +29,15 @@ class Procedure(ABC):
     # check(answers) -> the number of the first wrong step, or None when all are right. None: nobody can tell.
     check: Callable[[Iterable[Any]], int | None] | None = None
 
+    # What a forecast may use, where a procedure has it. truth() -> every step's (state, right answer), in order.
+    truth: Callable[[], Iterable[tuple[Any, Any]]] | None = None
+    # right(state, answer) -> whether the answer to that state is right, also where no right answer can be written down.
+    right: Callable[[Any, Any], bool] | None = None
+    # Several steps in one call: the prompt for the m steps from a state, and the m answers in a text (or Flag). The executor itself
+    # asks one step a call; a forecast measures whether more would be cheaper.
+    prompt_many: Callable[[Any, int], Prompt | list[Prompt]] | None = None
+    parse_many: Callable[[str, Any, int], list[Any]] | None = None
+
     @abstractmethod
     def start(self) -> Any:
         """The state before step 0."""

@@ -14,6 +14,7 @@ import keyword
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -160,15 +161,8 @@ class YamlProcedure(Procedure):
     """
 
     def __init__(self, form: ProcedureForm, settings: Mapping[str, Any], folder: Path) -> None:
-        for setting in settings:
-            if setting not in form.state:
-                known = ", ".join(form.state) or "none"
-                raise BadInput("is not a name of the state", field="set", value=setting, mend=f"the state's names are {known}")
         self.form, self.name, self.max_steps = form, form.name, form.max_steps
-        state = {**form.state, **settings}
-        for name, value in state.items():
-            _json_only(value, f"set.{name}" if name in settings else f"state.{name}")
-        self._state: dict[str, Any] = json.loads(dumps(state, "state"))  # keys sorted, as they come back from a journal
+        self._state = _first_state(form, settings)
         self._data: list[Any] = []
         self._data_hash: str | None = None
         if form.data is not None:
@@ -181,8 +175,24 @@ class YamlProcedure(Procedure):
         if form.flags.max_tokens:
             drawn.setdefault("max_tokens", form.flags.max_tokens)  # an answer cut there is thrown away anyway
         self.sampling = drawn
-        if form.check.step is not None or form.check.end is not None:
+        self._offer_checks()
+
+    def having(self, settings: Mapping[str, Any]) -> YamlProcedure:
+        """The same procedure with these settings instead, its file and data not read again.
+
+        Raises:
+            BadInput: as `from_file`.
+        """
+        other = copy(self)
+        other._state = _first_state(self.form, settings)
+        other._offer_checks()
+        return other
+
+    def _offer_checks(self) -> None:
+        if self.form.check.step is not None or self.form.check.end is not None:
             self.check = self._check
+        if self.form.check.step is not None:
+            self.right = self._right
 
     def start(self) -> Any:
         return {**self._state, "step": 0}
@@ -219,10 +229,13 @@ class YamlProcedure(Procedure):
         form = self.form.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"max_steps", "check", "state"})
         return {**form, "state": self._state, "data": self._data_hash}
 
+    def _right(self, state: Any, answer: Any) -> bool:
+        return bool(self._value(self.form.check.step or "", state, "check.step", {"answer": answer}))
+
     def _check(self, answers: Iterable[Any]) -> int | None:
         state, check = self.start(), self.form.check
         for answer in answers:
-            if check.step is not None and not self._value(check.step, state, "check.step", {"answer": answer}):
+            if check.step is not None and not self._right(state, answer):
                 return int(state["step"])
             state = self.update(state, answer)
         if check.end is None or self._value(check.end, state, "check.end"):
@@ -240,6 +253,19 @@ class YamlProcedure(Procedure):
             return evaluate(text, {**state, "data": self._data, **(more or {})}, field)
         except BadInput as error:
             raise _at_step(error, state) from None
+
+
+def _first_state(form: ProcedureForm, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The state before step 0, keys sorted, as they come back from a journal."""
+    for setting in settings:
+        if setting not in form.state:
+            known = ", ".join(form.state) or "none"
+            raise BadInput("is not a name of the state", field="set", value=setting, mend=f"the state's names are {known}")
+    state = {**form.state, **settings}
+    for name, value in state.items():
+        _json_only(value, f"set.{name}" if name in settings else f"state.{name}")
+    first: dict[str, Any] = json.loads(dumps(state, "state"))
+    return first
 
 
 def _at_step(error: BadInput, state: Any) -> BadInput:

@@ -103,7 +103,8 @@ class Run:
         self.id = id or f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
         self.keep_samples, self.speculate, self.spec = keep_samples, speculate, spec
         self.meter = Meter()
-        self.expected: int | None = None  # steps of the procedure under way, where known
+        self.expected: int | None = None  # steps of the work under way, where known
+        self.sharing = False  # whether other work goes on beside: then every step lets the others have their turn
         self._work: dict[str, Any] = {}  # path -> identity of what stands there
         self._open = False
         self._root = Context(self, "")
@@ -126,6 +127,7 @@ class Run:
         """
         place = self._root.below()
         self._begin({place.path: _identity(work, library, inputs)})
+        self.expected = work.total() if isinstance(work, Procedure) else None
         try:
             result = await place.carry_out(work, library, inputs)
             outcome = self._outcome(place.path, work, result)
@@ -206,10 +208,8 @@ class Run:
     def _outcome(self, path: str, work: Plan | Procedure, result: Any) -> Outcome:
         spent = self.journal.totals(self.id)
         scope, _, _ = self.journal.open_scope(self.id, path)
-        first_error = None
         check = work.check if isinstance(work, Procedure) else None
-        if check is not None:
-            first_error = check(row.answer for row in self.journal.rows(scope))
+        first_error = None if check is None else check(row.answer for row in self.journal.rows(scope))
         return Outcome(
             run_id=self.id,
             procedure=work.name if isinstance(work, Procedure) else "plan",
@@ -302,7 +302,7 @@ class Context:
             state = procedure.start()
         for row in run.journal.rows(scope, since=at):  # written behind the last sync
             state, at = procedure.update(state, row.answer), row.seq + 1
-        total = run.expected = procedure.total()
+        total = procedure.total()
         asking = adapted(run.asking, procedure)
         key = None if type(procedure).key is Procedure.key else procedure.key
         ahead: Ahead | None = None
@@ -331,6 +331,8 @@ class Context:
             while at != total and not procedure.done(state):
                 if procedure.max_steps is not None and at >= procedure.max_steps:
                     raise Stopped("did not end within its steps", field="max_steps", value=procedure.max_steps, mend="raise max_steps")
+                if run.sharing:
+                    await asyncio.sleep(0)
                 try:
                     if given is not None:
                         answer, given = Answer(value=json.loads(given), json=given), None

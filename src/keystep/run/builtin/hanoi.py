@@ -76,5 +76,13 @@ class Hanoi(Procedure):
                 return number
         return None if pegs == hanoi.goal(self.disks) else number + 1
 
+    def truth(self) -> Iterable[tuple[Any, Any]]:
+        move, pegs = None, hanoi.start(self.disks)
+        for _ in range(self.total()):
+            state = {"previous": move, "pegs": pegs}
+            move = hanoi.next_move(move, pegs)
+            pegs = hanoi.moved(pegs, move)
+            yield state, [move, pegs]
+
     def identity(self) -> Any:
         return {"builtin": "hanoi", "disks": self.disks, "prompt": self.prompt(self.start())}

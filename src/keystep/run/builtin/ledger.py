@@ -27,7 +27,7 @@ class Ledger(Procedure):
     words: int = 100
     instance: int = 0
     name = "ledger"
-    sampling = MappingProxyType({"max_tokens": 64})
+    sampling = MappingProxyType({"max_tokens": 64, "temperature": 0.5})
 
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= 1_000_000:
@@ -71,6 +71,13 @@ class Ledger(Procedure):
             if (value, answered) != (added, total):
                 return number
         return None if number + 1 == self.steps else number + 1
+
+    def truth(self) -> Iterable[tuple[Any, Any]]:
+        total = 0
+        for step, word in enumerate(self._keys):
+            value = self._values[word]
+            yield [step, total], [value, total + value]
+            total += value
 
     def identity(self) -> Any:
         settings = {"steps": self.steps, "words": self.words, "instance": self.instance}
