@@ -87,8 +87,8 @@ ENSEMBLES: dict[str, list[Member]] = {
         Member(seed=5, width=24, hidden=64, updates=5000),
     ],
     "ledger": [
-        Member(seed=1, width=48, hidden=40, heads=3, batch=8, updates=1600),
-        Member(seed=3, width=48, hidden=40, heads=3, batch=8, updates=1400),
+        Member(seed=1, width=48, hidden=56, heads=3, batch=8, updates=1500),
+        Member(seed=7, width=48, hidden=56, heads=3, batch=8, updates=1500),
         Member(seed=4, width=48, hidden=48, heads=3, batch=8, updates=1500),
         Member(seed=5, width=48, hidden=56, heads=3, batch=8, updates=1500),
         Member(seed=6, width=48, hidden=64, heads=3, batch=8, updates=1500),
@@ -100,7 +100,13 @@ ENSEMBLES: dict[str, list[Member]] = {
         Member(seed=14, width=64, hidden=208, updates=4500, tall=3.0),
         Member(seed=15, width=72, hidden=192, updates=4500, tall=3.0),
     ],
-    "ledger-large": [],
+    "ledger-large": [
+        Member(seed=21, width=64, hidden=160, heads=4, batch=8, updates=2000),
+        Member(seed=23, width=64, hidden=176, heads=4, batch=8, updates=2000),
+        Member(seed=24, width=64, hidden=192, heads=4, batch=8, updates=2000),
+        Member(seed=25, width=72, hidden=160, heads=4, batch=8, updates=2000),
+        Member(seed=26, width=64, hidden=160, heads=4, batch=8, updates=2200),
+    ],
 }
 
 

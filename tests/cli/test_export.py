@@ -177,21 +177,16 @@ def test_what_cannot_be_meant(keystep, journal, options):
     assert keystep("prune", *options, "--yes").exit_code == 2 and len(names()) == 3
 
 
-def test_while_another_reads_the_space_is_given_back_later(keystep, journal, monkeypatch):
-    with closing(sqlite3.connect("runs.db", isolation_level=None)) as reader:
-        reader.execute("BEGIN")
-        reader.execute("SELECT count(*) FROM steps").fetchone()
-        monkeypatch.setattr("keystep.run.journal.Journal.vacuum", locked(Journal.vacuum))
-        result = keystep("prune", "one", "--yes")
-    assert result.stderr.startswith("note: the space is given back by a later prune: the journal cannot be used: ")
+def test_while_another_process_writes_the_space_is_given_back_later(keystep, journal, monkeypatch):
+    vacuum = Journal.vacuum
+
+    def beside_a_writer(self):
+        self._pragma("busy_timeout=1")  # without the five seconds of patience
+        with closing(sqlite3.connect("runs.db", isolation_level=None)) as writer:
+            writer.execute("BEGIN IMMEDIATE")
+            vacuum(self)
+
+    monkeypatch.setattr(Journal, "vacuum", beside_a_writer)
+    result = keystep("prune", "one", "--yes")
+    assert result.stderr.startswith("note: the space is given back by a later prune: the journal cannot be used: database is locked")
     assert result.exit_code == 0 and "deleted one" in result.stdout and names() == {"many", "stopped"}
-
-
-def locked(vacuum):
-    """Without the five seconds of patience."""
-
-    def impatient(self):
-        self._pragma("busy_timeout=1")
-        vacuum(self)
-
-    return impatient
