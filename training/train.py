@@ -116,10 +116,18 @@ def train(kind: Kind, member: Member, label: str) -> tuple[LlamaForCausalLM, flo
     rng = np.random.default_rng(member.seed)
     net = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=kind.vocabulary, hidden_size=member.width, intermediate_size=member.hidden, num_hidden_layers=member.layers,
-            num_attention_heads=member.heads, max_position_embeddings=kind.length, tie_word_embeddings=True, use_cache=False,
-            bos_token_id=None, eos_token_id=0, attn_implementation="sdpa",
-        )  # fmt: skip
+            vocab_size=kind.vocabulary,
+            hidden_size=member.width,
+            intermediate_size=member.hidden,
+            num_hidden_layers=member.layers,
+            num_attention_heads=member.heads,
+            max_position_embeddings=kind.length,
+            tie_word_embeddings=True,
+            use_cache=False,
+            bos_token_id=None,
+            eos_token_id=0,
+            attn_implementation="sdpa",
+        )
     )
     kind.start(net)
     matrices = [p for name, p in net.named_parameters() if p.ndim == 2 and "embed" not in name]
