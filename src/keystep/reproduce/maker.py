@@ -155,6 +155,7 @@ def picture(found: Reproduction, path: Path) -> None:
     import matplotlib
 
     matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "keystep"  # the same figures give the same file
     from matplotlib import pyplot
 
     singles = found.baseline["single_calls"]
