@@ -543,11 +543,10 @@ def test_a_second_living_process_is_refused_and_a_dead_one_is_succeeded(tmp_path
         assert lm.drawn == 0
     finally:
         holder.send_signal(signal.SIGKILL)
-        holder.wait()
-        holder.stdin.close()
-        holder.stdout.close()
+        os.waitid(os.P_PID, holder.pid, os.WEXITED | os.WNOWAIT)  # dead, and not yet cleared away by its parent
     assert run.execute_sync(Count(3)).result["sum"] == 3
     run.close()
+    holder.communicate()
 
 
 def test_of_another_machine_the_lease_tells():

@@ -571,5 +571,8 @@ def _is_dead(owner: str) -> bool:
     except ProcessLookupError:
         return True
     except PermissionError:
-        pass
-    return False
+        return False
+    try:  # a killed process whose parent has not asked for it yet still has a number
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except OSError:  # no Linux, or gone this moment
+        return False
