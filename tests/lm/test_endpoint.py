@@ -155,9 +155,12 @@ def test_the_embedded_models_answer_over_http_as_in_process():
         (200, {}, []),
         (200, {}, error_answer("upstream broke")),
         (200, {"content-type": "text/html"}, "<html>"),
+        (200, {}, b'{"choices": [{"message": {"content": "ok"}]'),
+        (200, {}, b""),
         "reset",
         "truncated",
         "short",
+        "cut",
     ],
     ids=str,
 )
@@ -169,8 +172,9 @@ def test_a_passing_fault_is_tried_again(fault):
     assert len(server.bodies) == 3 and server.bodies[0] == server.bodies[2]
 
 
-def test_a_hanging_server_times_out_and_is_tried_again():
-    server = Faulty("hang", (200, {}, chat_answer("ok")))
+@pytest.mark.parametrize("fault", ["hang", "drip"])
+def test_a_hanging_server_times_out_and_is_tried_again(fault):
+    server = Faulty(fault, (200, {}, chat_answer("ok")))
     with server.serving() as url:
         lm = quick(url, timeout=0.2)
         assert lm.complete_sync("hi")[0].text == "ok" and server.left.acquire(timeout=10)
