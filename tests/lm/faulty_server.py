@@ -193,7 +193,8 @@ class Storm:
     """
 
     KINDS = (
-        "time-out", "429", "500", "reset", "truncated", "short", "cut", "malformed JSON", "empty choices", "wrong format", "over-long", "drip",
+        "time-out", "429", "500", "reset", "truncated", "short", "cut", "drip", "malformed JSON", "empty choices", "wrong format",
+        "over-long",
     )  # fmt: skip
 
     def __init__(self, share: float, answer: Callable[[str], str], wrong: Callable[[str], str]) -> None:
@@ -219,8 +220,6 @@ class Storm:
             "malformed JSON": (200, {}, b'{"choices": [{"message": {"role": "assistant", "content": "move =}]'),
             "empty choices": (200, {}, chat_answer()),
             "wrong format": (200, {}, chat_answer("I would rather not say, but the answer is 42.")),
-            "over-long": (
-                200, {}, chat_answer("Let me think. " * 500 + "\n" + self.wrong(prompt), usage={"prompt_tokens": 50, "completion_tokens": 2000}),
-            ),
-        }  # fmt: skip
+            "over-long": (200, {}, chat_answer(f"{'Let me think. ' * 500}\n{self.wrong(prompt)}", usage={"completion_tokens": 2000})),
+        }
         return replies[kind]

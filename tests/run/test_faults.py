@@ -25,7 +25,8 @@ def test_every_step_is_right_and_no_journaled_one_is_asked_again(tmp_path, steps
     with Faulty(storm).serving() as url:
         endpoint = {"model": "m", "base_url": url, "api_key": "none", "timeout": 0.3, "retries": 20, "backoff": 0.001}
         settings = {
-            "procedure": "ledger", "set": setting, "model": endpoint, "k": 3, "seed": 5, "speculate": False, "keep_samples": False, "too_long": 100,
+            "procedure": "ledger", "set": setting, "model": endpoint, "k": 3, "seed": 5, "speculate": False, "keep_samples": False,
+            "too_long": 100,
         }  # fmt: skip
         for fault in (f"after-write:{steps // 3}", f"before-ask:{steps // 3}", None):
             before, came = journaled(path), len(storm.asked)
