@@ -1,4 +1,4 @@
-"""A whole run over real HTTP in a storm: 30 % of the requests meet a fault, and the process is killed twice on the way."""
+"""A whole run over real HTTP in a storm: 30 % of the requests meet a fault, and the process is killed midway."""
 
 import signal
 import sqlite3
@@ -27,13 +27,13 @@ def test_every_step_is_right_and_no_journaled_one_is_asked_again(tmp_path, disks
             "procedure": "hanoi", "set": {"disks": disks}, "model": endpoint, "k": 3, "seed": 5, "speculate": False, "keep_samples": False,
             "too_long": 100,
         }  # fmt: skip
-        for fault in (f"after-write:{len(course) // 3}", f"before-ask:{len(course) // 3}", None):
+        for fault in (f"after-write:{len(course) // 2}", None):
             before, came = journaled(path), len(storm.asked)
             assert attempt(settings, path, log, fault, patience=900) == (0 if fault is None else -signal.SIGKILL)
             asked = {number[prompt] for prompt, _ in storm.asked[came:]}  # a wrong step would lead to a prompt that is not in the course
             assert asked and not asked & before
-    twice = {sample.split()[0] for sample, times in Counter(log.read_text().splitlines()).items() if times > 1}
-    assert len(twice) <= 1  # the step that was not decided when the process was killed before an ask
+    samples = log.read_text().splitlines()
+    assert len(samples) == len(set(samples))
     with closing(sqlite3.connect(path)) as database:
         answers = [answer for (answer,) in database.execute("SELECT answer FROM steps ORDER BY seq")]
         [(status,)] = database.execute("SELECT status FROM runs").fetchall()

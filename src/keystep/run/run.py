@@ -32,6 +32,8 @@ from keystep.run.vote import AheadBy, Rule
 from keystep.skill import SkillLibrary
 from keystep.task import Task
 
+TURN = 64  # steps after which a loop lets timers and signals have their turn, also where its model answers without waiting
+
 
 class Outcome(BaseModel):
     """What a finished run (or procedure) gave. `correct` is None where nobody could check; `seconds` is time spent running."""
@@ -331,7 +333,7 @@ class Context:
             while at != total and not procedure.done(state):
                 if procedure.max_steps is not None and at >= procedure.max_steps:
                     raise Stopped("did not end within its steps", field="max_steps", value=procedure.max_steps, mend="raise max_steps")
-                if run.sharing:
+                if run.sharing or at % TURN == 0:
                     await asyncio.sleep(0)
                 try:
                     if given is not None:
