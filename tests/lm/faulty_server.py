@@ -112,6 +112,7 @@ class Faulty:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True  # head and body are written apart, and the body would wait for the client's acknowledgement
 
             def log_message(self, *args: Any) -> None:
                 pass

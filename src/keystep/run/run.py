@@ -32,8 +32,6 @@ from keystep.run.vote import AheadBy, Rule
 from keystep.skill import SkillLibrary
 from keystep.task import Task
 
-TURN = 64  # steps after which a loop lets timers and signals have their turn, also where its model answers without waiting
-
 
 class Outcome(BaseModel):
     """What a finished run (or procedure) gave. `correct` is None where nobody could check; `seconds` is time spent running."""
@@ -61,6 +59,9 @@ class Ahead:
 
     key: str
     task: asyncio.Task[Answer]
+
+
+TURN = 64  # steps after which a loop lets timers and signals have their turn, also where its model answers without waiting
 
 
 class Run:
