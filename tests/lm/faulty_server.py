@@ -123,7 +123,7 @@ class Faulty:
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-                fault = faulty.next(body, {name.lower(): value for name, value in self.headers.items()})
+                fault = faulty.next(body, {":path": self.path} | {name.lower(): value for name, value in self.headers.items()})
                 if callable(fault):
                     fault = fault(body)
                 if fault == "reset":
