@@ -216,7 +216,7 @@ def test_after_all_tries_the_error_says_what_happened():
 def test_a_lasting_fault_is_not_tried_again_and_shows_no_secret(status):
     server = Faulty((status, {}, error_answer(f"Incorrect API key provided: {KEY} of sk-other0123456789, header tok3n-value")))
     with server.serving() as url, pytest.raises(ModelError, match="Incorrect API key") as caught:
-        quick(url, headers={"x-token": "tok3n-value"}).complete_sync("hi")
+        quick(url, headers={"X-Token": "tok3n-value"}).complete_sync("hi")
     assert len(server.bodies) == 1
     assert (server.headers[0]["authorization"], server.headers[0]["x-token"]) == (f"Bearer {KEY}", "tok3n-value")
     said = f"{caught.value} {caught.value.__dict__}"

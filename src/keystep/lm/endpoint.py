@@ -94,8 +94,9 @@ class Endpoint(LM):
         self.logprobs, self.reasoning, self.extra_body = logprobs, reasoning, dict(extra_body or {})
         self.price = _price(prices, model)
         self._query = urlsplit(base_url).query
-        self._headers = _request_headers(urlsplit(base_url), key or "none") | dict(headers or {})
-        self._secrets = (key or "", base_url if base_url != self.base_url else "", *(headers or {}).values())
+        own = {name.lower(): value for name, value in (headers or {}).items()}
+        self._headers = _request_headers(urlsplit(base_url), key or "none") | own
+        self._secrets = (key or "", base_url if base_url != self.base_url else "", self._query, *own.values())
         self._left_out = {"max_tokens", "temperature", "top_p"} if reasoning else set[str]()
         self._pace = Pace(concurrency)
         self._requests = Bucket(requests_per_minute) if requests_per_minute else None
@@ -338,7 +339,7 @@ class _StatusError(Exception):
         with suppress(ValueError, RecursionError):
             said = json.loads(said)
         if isinstance(said, dict):
-            said = said.get("error", said)
+            said = said.get("error") or said
         named = said if isinstance(said, dict) else {}
         self.code, self.param = named.get("code"), named.get("param")
         self.message = str(named.get("message") or named.get("detail") or said)[:500]
@@ -357,7 +358,7 @@ def _request_headers(address: SplitResult, key: str) -> dict[str, str]:
     else:
         pair = f"{unquote(address.username)}:{unquote(address.password or '')}"
         allowed = f"Basic {base64.b64encode(pair.encode()).decode()}"
-    return {"Authorization": allowed, "Content-Type": "application/json"}
+    return {"authorization": allowed, "content-type": "application/json"}
 
 
 def _public_address(base_url: str) -> str:
