@@ -9,10 +9,12 @@ from worker import Logged, Worker
 
 import keystep as ks
 from keystep.run import AheadBy, Run
+from keystep.run import journal as module
 from keystep.run.builtin import builtin
 
 
 def run(settings: dict, journal: str, log: str) -> Run:
+    module.LEASE_SECONDS = settings.get("lease", module.LEASE_SECONDS)
     model = settings["model"]
     lm = ks.lm(model) if isinstance(model, str) else Worker(model, pause=settings["speculate"])
     return Run(
