@@ -16,6 +16,7 @@ from worker import Worker
 from keystep.run import AheadBy, Journal, Many, Run
 from keystep.run.builtin import builtin
 from keystep.run.builtin.ledger import Ledger
+from keystep.run.tables import steps
 
 FIELDS = ["place", "seq", "name", "skill", "answer", "samples", "flagged", "candidates", "tokens_in", "tokens_out", "seconds", "cost"]
 
@@ -46,11 +47,14 @@ def known(step):
 def long_run(store, id, count):
     """A run of so many steps with long answers, written in one go."""
     store.begin(id, id, None, {})
+    store.acquire(id, lambda: (0.0, 0, 0))
     scope = store.open_scope(id, "0")[0]
-    row = (None, None, json.dumps("x" * 300), 3, 0, None, 10, 10, 0.1, 0.0)
-    with store._transaction():
-        for seq in range(count):
-            store._append(store._insert_step, (scope, seq, *row))
+    row = {
+        "answer": json.dumps("x" * 300), "samples": 3, "flagged": 0, "tokens_in": 10, "tokens_out": 10, "seconds": 0.1, "cost": 0.0,
+    }  # fmt: skip
+    with store.database.transaction():
+        store.database.run(steps.insert(), [{"scope": scope, "seq": seq, **row} for seq in range(count)])
+    store.end("stopped")
 
 
 def test_jsonl_has_every_step(keystep, journal):
@@ -181,7 +185,7 @@ def test_while_another_process_writes_the_space_is_given_back_later(keystep, jou
     vacuum = Journal.vacuum
 
     def beside_a_writer(self):
-        self._pragma("busy_timeout=1")  # without the five seconds of patience
+        self.database.pragma("busy_timeout=1")  # without the five seconds of patience
         with closing(sqlite3.connect("runs.db", isolation_level=None)) as writer:
             writer.execute("BEGIN IMMEDIATE")
             vacuum(self)

@@ -11,10 +11,12 @@ from worker import Logged, Worker
 import keystep as ks
 from keystep.lm.endpoint import Endpoint
 from keystep.run import AheadBy, Run, TooLong
+from keystep.run import journal as module
 from keystep.run.builtin import builtin
 
 
 def run(settings: dict, journal: str, log: str) -> Run:
+    module.LEASE_SECONDS = settings.get("lease", module.LEASE_SECONDS)
     model = settings["model"]
     if isinstance(model, dict):
         lm = Endpoint(**model)

@@ -293,11 +293,11 @@ def test_a_journal_that_fails_stops_all(tmp_path):
     class Full(Journal):
         left = 30
 
-        def put(self, *arguments):
+        def put(self, *arguments, **options):
             self.left -= 1
             if not self.left:
                 raise JournalError("disk full")
-            super().put(*arguments)
+            return super().put(*arguments, **options)
 
     lm = Worker([0.85, 0.08], pause=True)
     journal = Full(tmp_path / "run.db")
@@ -435,7 +435,10 @@ def test_a_resume_reads_no_step_of_a_row_that_ended(tmp_path):
 def test_a_journal_from_before_there_were_rows(tmp_path):
     run_on(tmp_path / "run.db", id="old").execute_sync(Ledger(steps=2, words=5))
     with closing(sqlite3.connect(tmp_path / "run.db")) as database:
-        database.execute("DROP TABLE rows")
+        for table in ("rows", "intents"):
+            database.execute(f"DROP TABLE {table}")
+        for table, column in (("runs", "steps"), ("runs", "fence"), ("scopes", "crc"), ("steps", "crc")):
+            database.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
         database.execute("PRAGMA user_version=1")
     run = run_on(tmp_path / "run.db")
     assert Many(ledger, ROWS).execute_sync(run).rows.finished == 7

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from keystep.cli.defaults import AHEAD_BY, JOURNAL, MODEL
@@ -178,8 +179,9 @@ def open_journal(url: str, *, must_exist: bool = True) -> Journal:
     try:
         return Journal(url)
     except JournalError as error:
-        raise BadInput(error.problem, field="--journal", value=url, mend=error.mend) from None
+        raise BadInput(error.problem, field="--journal", value=error.value, mend=error.mend) from None
 
 
 def resume_command(id: str, journal: str) -> str:
-    return f"keystep resume {id}" + ("" if journal == JOURNAL else f" --journal {journal}")
+    shown = journal if "@" not in journal else sa.make_url(journal).render_as_string(hide_password=True)
+    return f"keystep resume {id}" + ("" if journal == JOURNAL else f" --journal {shown}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from textwrap import shorten
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -123,7 +122,7 @@ def _answer(text: str, candidates: list[Any]) -> Any:
 def _about(row: dict[str, Any], store: Journal) -> dict[str, Any]:
     spent = store.totals(row["id"])
     steps = int(spent["steps"])
-    status = "interrupted" if row["status"] == "running" and row["lease"] < time.time() else row["status"]
+    status = "interrupted" if row["status"] == "running" and not store.is_held(row) else row["status"]
     result = row["result"] if isinstance(row["result"], dict) else {}
     return {
         "run_id": row["id"], "procedure": row["name"], "status": status, "why": row["why"], "started": row["started"],

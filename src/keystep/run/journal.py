@@ -1,14 +1,18 @@
 """The journal: what a run has decided, on disk, so that nothing decided is ever asked again.
 
-SQLAlchemy Core over SQLite (WAL). Rows are append-only and small. Two times matter:
+Rows are append-only and small, in SQLite or PostgreSQL (`keystep.run.database`). Two times matter:
 
-- *written*: every decided step is appended to the write-ahead log at once, before the next one is asked. It survives the death of the
+- *written*: every decided step is appended to the database's log at once, before the next one is asked. It survives the death of the
   process at any instant.
-- *synced*: every 50 ms or 256 steps, whichever comes first, one commit is made with synchronous=FULL, which forces the log to the disk;
-  it also stores where every running procedure stands. What is synced survives the loss of power. `synchronous="NORMAL"` leaves the
-  forcing to SQLite's checkpoints; `group=1` forces every step.
+- *synced*: every 50 ms or 256 steps, whichever comes first, one commit forces the log to the disk; it also stores where every running
+  procedure stands. What is synced survives the loss of power. `synchronous="NORMAL"` leaves the forcing to the database; `group=1` forces
+  every step.
 
 So a resume reads one stored state and at most the steps behind the last sync, never the whole log.
+
+Who runs a run holds its lease, and a fencing token: the number of times it was taken. Every write checks the token in the transaction that
+writes, so a process that was paused for longer than its lease, and woke up, can write nothing any more. Every step and every state has a
+checksum, and a run knows how many steps it has: a journal that lost or changed any is refused, never begun anew.
 """
 
 from __future__ import annotations
@@ -18,22 +22,29 @@ import json
 import os
 import socket
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.exc import SQLAlchemyError
 
-from keystep.errors import BadInput, Busy, JournalError
+from keystep.errors import BadInput, Busy, JournalError, KeystepError
+from keystep.run.database import Database
 from keystep.run.faults import point
-from keystep.run.tables import MIGRATIONS, rows, runs, samples, scopes, steps, undecided
+from keystep.run.tables import intents, rows, runs, samples, scopes, steps, undecided
+
+T = TypeVar("T")
 
 SYNC_SECONDS, SYNC_STEPS = 0.05, 256
 SUMS = ("steps", "sampled", "samples", "flagged", "tokens_in", "tokens_out", "cost")
 LEASE_SECONDS = 15.0
+DAMAGED = "put a copy of the journal back, or begin a new run"
+PAGE = 1000  # rows read at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,26 +64,39 @@ class Row:
     cost: float
 
 
-_ROW = [steps.c[name] for name in Row.__slots__]
+_ROW = [*(steps.c[name] for name in Row.__slots__), steps.c.scope, steps.c.crc]
 
 
 def _row(values: Any) -> Row:
-    seq, name, skill, answer, drawn, flagged, candidates, *rest = values
+    seq, name, skill, answer, drawn, flagged, candidates, *rest, scope, crc = values
+    if crc is not None and crc != _crc(scope, seq, name, answer):
+        raise JournalError("a journaled step is damaged", field=f"step {seq}", value=answer, mend=DAMAGED)
     return Row(seq, name, skill, json.loads(answer), drawn, flagged, json.loads(candidates) if candidates else None, *rest)
+
+
+def _crc(*parts: Any) -> int:
+    return zlib.crc32("\x1f".join(map(str, parts)).encode())
+
+
+_encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
 
 
 def dumps(value: Any, field: str = "answer") -> str:
     """Canonical JSON: keys sorted, no blanks. It is what votes are counted by and what the journal stores."""
     try:
-        return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        return _encode(value)
     except (TypeError, ValueError) as error:
         raise BadInput(f"is not JSON ({error})", field=field, value=value, mend="return numbers, strings, lists and dicts only") from None
 
 
+_Put = tuple[dict[str, Any], list[dict[str, Any]]]  # a row of `steps` and its rows of `samples`
+
+
 class Journal:
-    """A journal database; `url` is a path or a database URL (`sqlite:///runs.db`), None keeps it in memory.
+    """A journal; `url` is a path or a database URL (`sqlite:///runs.db`, `postgresql://user@host/database`), None keeps it in memory.
 
     Raises:
+        BadInput: the URL is none, or of a database that is not supported.
         JournalError: it cannot be opened, is no journal, or was written by a newer keystep.
     """
 
@@ -81,87 +105,104 @@ class Journal:
             raise BadInput("is FULL or NORMAL", field="synchronous", value=synchronous)
         if group < 1:
             raise BadInput("is at least 1", field="group", value=group)
-        self.url = str(url or "sqlite://")
-        self._full, self._group = synchronous == "FULL", group
+        self.database = Database(str(url or "sqlite://"), full=synchronous == "FULL")
+        self.url = self.database.shown
+        self._group = group
         self._unsynced = 0
         self._last_sync = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None  # the one whose timers sync and renew the lease
         self._timer: asyncio.TimerHandle | None = None
+        self._failure: KeystepError | None = None  # to write; whoever comes next is told
         self._stands: dict[int, tuple[int, Any]] = {}  # procedures that moved since the last sync
+        self._waiting: list[_Put] = []  # steps of this turn of the loop, to be written together
+        self._batch = 0  # how often such steps were written
+        self._unsure: list[_Put] = []  # steps that a server's crash could lose
         self._held: str | None = None
-        self._spent: Callable[[], tuple[float, int]] = lambda: (0.0, 0)
-        try:
-            where = sa.make_url(self.url) if "://" in self.url else sa.URL.create("sqlite", database=self.url)
-            self._memory = where.database in (None, "", ":memory:")
-            # In memory there is one connection only, whichever thread asks (`run_sync` in a notebook takes a thread of its own).
-            lone: dict[str, Any] = {"poolclass": sa.StaticPool, "connect_args": {"check_same_thread": False}}
-            self._engine = sa.create_engine(where, **(lone if self._memory and where.drivername == "sqlite" else {}))
-        except (sa.exc.ArgumentError, ImportError, sa.exc.NoSuchModuleError) as error:
-            raise BadInput(f"is not a database URL ({error})", field="journal", value=str(url), mend="write sqlite:///runs.db") from None
-        if self._engine.dialect.name != "sqlite":
-            raise BadInput("only SQLite journals are supported", field="journal", value=str(url), mend="write sqlite:///runs.db")
-        try:
-            # One connection in autocommit: every statement is its own transaction, appended to the log before the call returns.
-            self._connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-            self._pragma("journal_mode=WAL")
-            self._pragma("synchronous=NORMAL")
-            self._pragma("busy_timeout=5000")
-            self._migrate()
-        except SQLAlchemyError as error:
-            raise self._failed(error) from None
-        self._insert_step = str(steps.insert().compile(self._engine))
-        self._insert_sample = str(samples.insert().compile(self._engine))
+        self._fence = 0
+        self._spent: Callable[[], tuple[float, int, int]] = lambda: (0.0, 0, 0)
+        self._insert_step = _fenced_insert(steps, self.database)
 
-    def _pragma(self, text: str) -> None:
-        self._connection.exec_driver_sql(f"PRAGMA {text}")
+    def _do(self, work: Callable[[], T]) -> T:
+        """Database work that may be done again: once more after a server that went away has come back.
 
-    def _migrate(self) -> None:
-        version = int(self._connection.exec_driver_sql("PRAGMA user_version").scalar_one())
-        if version > len(MIGRATIONS):
-            raise JournalError("was written by a newer keystep", field="journal", value=self.url, mend="upgrade keystep")
-        if version == 0 and sa.inspect(self._connection).get_table_names():
-            raise JournalError("is a database, but not a journal", field="journal", value=self.url, mend="name another file")
-        for number in range(version, len(MIGRATIONS)):
-            with self._transaction():
-                MIGRATIONS[number](self._connection)
-                self._pragma(f"user_version={number + 1}")
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        """BEGIN IMMEDIATE … COMMIT on a connection that otherwise commits every statement."""
-        try:
-            self._connection.exec_driver_sql("BEGIN IMMEDIATE")
+        Raises:
+            JournalError: it cannot be done.
+        """
+        self.write()
+        while True:
             try:
-                yield
-                self._connection.exec_driver_sql("COMMIT")
-            except BaseException:
-                with suppress(SQLAlchemyError):  # after some failures SQLite has rolled back itself
-                    self._connection.exec_driver_sql("ROLLBACK")
-                raise
-        except SQLAlchemyError as error:
-            raise self._failed(error) from None
+                return work()
+            except SQLAlchemyError as error:
+                self._mend(error)
 
-    def _failed(self, error: Exception) -> JournalError:
-        reason = str(error.orig if isinstance(error, DBAPIError) and error.orig else error)
-        return JournalError(
-            f"the journal cannot be used: {reason}", field="journal", value=self.url, mend="check the path, rights and free space"
-        )
+    def _mend(self, error: SQLAlchemyError) -> None:
+        """Connect again where the server went away, with every step that it may have forgotten; anything else is raised."""
+        while True:
+            if not self.database.is_away(error):
+                raise self.database.failed(error) from None
+            self.database.reconnect()
+            try:
+                if self._unsure:
+                    with self.database.transaction():
+                        self._check_fence()
+                        for table, lost in _by_table(self._unsure):
+                            self.database.run(postgresql.insert(table).on_conflict_do_nothing(), lost)
+                return
+            except SQLAlchemyError as again:
+                error = again
 
     def _run(self, statement: sa.Executable) -> sa.CursorResult[Any]:
-        try:
-            return self._connection.execute(statement)
-        except SQLAlchemyError as error:
-            raise self._failed(error) from None
+        return self._do(lambda: self.database.run(statement))
+
+    def _write(self, work: Callable[[], T], *, force: bool = False) -> T:
+        """Do `work` in a transaction that only the holder of the run can commit.
+
+        Raises:
+            Busy: this process does not hold the run any more.
+        """
+
+        def fenced() -> T:
+            with self.database.transaction(force=force):
+                self._check_fence()
+                return work()
+
+        return self._do(fenced)
+
+    def _check_fence(self) -> None:
+        mine = sa.select(runs.c.id).where(runs.c.id == self._held, runs.c.fence == self._fence)
+        # Locked until the transaction ends, so that nobody takes the run over in its midst.
+        if self._held is None or self.database.run(mine.with_for_update(read=True)).first() is None:
+            raise self._lost()
+
+    def _lost(self) -> Busy:
+        lost, self._held = self._held, None
+        return Busy("this process does not hold the run any more", field="run", value=lost, mend="let the one that took it over end")
 
     # runs
 
     def begin(self, id: str, name: str, spec: Any, identity: Any) -> None:
         """Note a new run."""
-        now = time.time()
-        row = {"id": id, "name": name, "status": "running", "spec": dumps(spec), "identity": dumps(identity), "started": now}
+        if not 0 < len(id) <= 64:
+            raise BadInput("has 1 to 64 characters", field="run", value=id, mend="choose another name")
+        row = {"id": id, "name": name[:200], "status": "running", "spec": dumps(spec), "identity": dumps(identity)}
+        taken = BadInput("the journal has a run of this name", field="run", value=id, mend="resume it, or choose another name")
         if self.run(id, missing_ok=True):
-            raise BadInput("the journal has a run of this name", field="run", value=id, mend="resume it, or choose another name")
-        self._run(runs.insert().values(**row, updated=now, seconds=0.0, calls=0, lease=0.0))
+            raise taken
+        now = self.now()
+        insert = runs.insert().values(**row, started=now, updated=now, seconds=0.0, calls=0, lease=0.0)
+
+        def work() -> None:
+            with self.database.transaction():
+                self.database.run(insert)
+
+        try:
+            self._do(work)
+        except JournalError:
+            found = self.run(id, missing_ok=True)  # another process was faster, or a server went away with its word of it
+            if not found:
+                raise
+            if found["started"] != now:
+                raise taken from None
 
     def run(self, id: str, missing_ok: bool = False) -> dict[str, Any]:
         """The run's row as a dict, JSON columns read."""
@@ -178,25 +219,44 @@ class Journal:
 
     def widen(self, id: str, identity: Any) -> None:
         """Store the identity of a run that goes on to more work."""
-        self._run(runs.update().where(runs.c.id == id).values(identity=dumps(identity)))
+        self._write(lambda: self.database.run(runs.update().where(runs.c.id == id).values(identity=dumps(identity))))
 
-    def acquire(self, id: str, spent: Callable[[], tuple[float, int]]) -> None:
-        """Take the run's lease; `spent` tells (seconds, samples drawn) so far and is stored at every sync.
+    def acquire(self, id: str, spent: Callable[[], tuple[float, int, int]]) -> None:
+        """Take the run's lease; `spent` tells (seconds, samples drawn, steps) so far and is stored at every sync.
 
         Raises:
             Busy: a living process holds it, or this journal object is in use by another run.
         """
         if self._held not in (None, id):
             raise Busy("this journal object is in use by another run", field="run", value=self._held, mend="open the journal a second time")
-        with self._transaction():
-            row = self.run(id)
-            if row["owner"] and row["owner"] != _me() and row["lease"] > time.time() and not _is_dead(row["owner"]):
-                raise Busy("another process is running this", field="run", value=id, mend=f"wait for {row['owner']} to end, or stop it")
-            self._run(
-                runs.update().where(runs.c.id == id).values(owner=_me(), lease=time.time() + LEASE_SECONDS, status="running", why=None)
-            )
-        self._held, self._spent = id, spent
-        self.attend()
+
+        def work() -> int:
+            with self.database.transaction():
+                row = self.database.run(sa.select(runs).where(runs.c.id == id).with_for_update()).mappings().one()
+                now = self.database.now()
+                if row["owner"] != _me() and _is_held(row, now):
+                    raise Busy("another process is running this", field="run", value=id, mend=f"wait for {row['owner']} to end, or stop it")
+                taken = {"owner": _me(), "lease": now + LEASE_SECONDS, "status": "running", "why": None, "fence": row["fence"] + 1}
+                self.database.run(runs.update().where(runs.c.id == id).values(**taken))
+                return int(taken["fence"])
+
+        self._fence = self._do(work)
+        self._held, self._spent, self._failure = id, spent, None
+        with suppress(RuntimeError):  # without a loop the first step starts the timers
+            self.attend()
+
+    def verify(self, known: Mapping[str, Any], journaled: int) -> None:
+        """See that a run which goes on has all that it had: `known` is its row, `journaled` the number of its steps.
+
+        Raises:
+            JournalError: the file is damaged, or steps are missing.
+        """
+        damage = self.database.damage()
+        if damage is not None:
+            raise JournalError(f"the journal is damaged: {damage}", field="journal", value=self.url, mend=DAMAGED)
+        if journaled < known["steps"]:
+            problem = f"the journal has lost steps: it has {journaled:,} of at least {known['steps']:,}"
+            raise JournalError(problem, field="journal", value=self.url, mend=DAMAGED)
 
     def attend(self) -> None:
         """Sync in time, and renew the lease while a step takes long, on the running loop (every `run_sync` has one of its own)."""
@@ -209,63 +269,125 @@ class Journal:
         if self._held is None or loop is not self._loop:
             self._loop = None if loop is self._loop else self._loop
             return
-        self.sync()
+        self._timed_sync()
         loop.call_later(LEASE_SECONDS / 3, self._renew, loop)
 
     def end(self, status: str, *, why: str | None = None, result: Any = None) -> None:
-        """Sync, store the outcome and let the lease go."""
+        """Sync, store the outcome and let the lease go; who has lost the run leaves it as it is."""
+        if self._failure is None:
+            with suppress(Busy):
+                self.sync()
         if self._held is None:
             return
-        self.sync()
         point("before-finish")
-        self._run(rows.update().where(rows.c.run == self._held, rows.c.status == "running").values(status="stopped"))
-        values = {"status": status, "why": why, "owner": None, "lease": 0.0, "updated": time.time()}
-        self._run(runs.update().where(runs.c.id == self._held).values(**values, result=None if result is None else dumps(result)))
+        now = time.time() if self._failure else self.now()
+        values = {"status": status, "why": why, "owner": None, "lease": 0.0, "updated": now}
+        outcome = None if result is None else dumps(result)
+
+        def work() -> None:
+            self.database.run(rows.update().where(rows.c.run == self._held, rows.c.status == "running").values(status="stopped"))
+            self.database.run(runs.update().where(runs.c.id == self._held).values(**values, result=outcome))
+
+        with suppress(*((KeystepError,) if self._failure else (Busy,))):  # what failed before is what the caller is being told
+            self._write(work)
         self._held = None
 
     # scopes and steps
 
     def open_scope(self, run: str, path: str) -> tuple[int, int, Any]:
         """(id, at, state) of a scope, made if it is new (at 0, state None)."""
-        found = self._run(sa.select(scopes.c.id, scopes.c.at, scopes.c.state).where(scopes.c.run == run, scopes.c.path == path)).first()
-        if found:
-            return found.id, found.at, None if found.state is None else json.loads(found.state)
-        key = self._run(scopes.insert().values(run=run, path=path, at=0)).inserted_primary_key
-        assert key is not None
-        return int(key[0]), 0, None
+        wanted = sa.select(scopes).where(scopes.c.run == run, scopes.c.path == path)
+        found = self._run(wanted).first()
+        if found is None:
+            try:
+                return self._write(lambda: self._new_scope(run, path)), 0, None
+            except JournalError:
+                found = self._run(wanted).first()  # made before a server went away with its word of it
+                if found is None:
+                    raise
+        if found.crc is not None and found.crc != _crc(found.id, found.at, found.state):
+            raise JournalError("where the run stands is damaged", field="journal", value=self.url, mend=DAMAGED)
+        return found.id, found.at, None if found.state is None else json.loads(found.state)
 
-    def put(self, scope: int, seq: int, row: Sequence[Any], kept: Sequence[Sequence[Any]] = (), stands: Any = None) -> None:
-        """Append one decided step; it is written when this returns.
+    def put(
+        self, scope: int, seq: int, row: Sequence[Any], kept: Sequence[Sequence[Any]] = (), stands: Any = None, *, later: bool = False
+    ) -> int:
+        """Append one decided step. It is written when this returns, or with `later` after a `write` with the number that this gives.
 
         `row` is (name, skill, answer JSON, samples, flagged, candidates JSON, tokens in, tokens out, seconds, cost); `kept` are its samples
         as (idx, text, key, flag, model, tokens out, logprob). `stands` is a procedure's state after the step; it must not change until
         the next `put` of this scope.
+
+        Raises:
+            Busy: another process has taken the run over, because this one was silent for longer than its lease.
         """
-        point("before-write")
-        with self._transaction() if kept else nullcontext():
-            for sample in kept:
-                self._append(self._insert_sample, (scope, seq, *sample))
-            self._append(self._insert_step, (scope, seq, *row))
-        point("after-write")
+        if self._failure is not None:
+            raise self._failure
+        step = dict(zip(_STEP, (scope, seq, *row, _crc(scope, seq, row[0], row[2])), strict=True))
+        self._waiting.append((step, [dict(zip(_SAMPLE, (scope, seq, *sample), strict=True)) for sample in kept]))
+        batch = self._batch
+        if not later:
+            self.write()
         if stands is not None:
             self._stands[scope] = (seq + 1, stands)
         self._unsynced += 1
         if self._unsynced >= self._group or time.monotonic() - self._last_sync > SYNC_SECONDS:
             self.sync()
-            return
+            return batch
         self.attend()
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(SYNC_SECONDS, self._timed_sync)
+        return batch
 
-    def _append(self, statement: str, row: tuple[Any, ...]) -> None:
+    def write(self, batch: int | None = None) -> None:
+        """Write the steps that `put` was told to leave for later, all in one transaction; with `batch`, unless those are written already.
+
+        Where it fails nothing more is written until the run is taken again, and everybody who waits for a step of that batch is told.
+        """
+        if self._failure is not None and batch == self._batch:
+            raise self._failure
+        if not self._waiting or batch not in (None, self._batch):
+            return
+        point("before-write")
         try:
-            self._connection.exec_driver_sql(statement, row)
+            self._append(self._waiting)
         except SQLAlchemyError as error:
-            raise self._failed(error) from None
+            if self.database.is_away(error):
+                self._unsure += self._waiting
+            try:
+                self._mend(error)  # which has written them
+            except KeystepError as failure:
+                self._fail(failure)
+        except KeystepError as failure:
+            self._fail(failure)
+        else:
+            if self.database.remote:
+                self._unsure += self._waiting
+        self._waiting, self._batch = [], self._batch + 1
+        point("after-write")
+
+    def _fail(self, failure: KeystepError) -> NoReturn:
+        self._waiting, self._failure = [], failure
+        raise failure from None
+
+    def _append(self, puts: list[_Put]) -> None:
+        if len(puts) == 1 and not puts[0][1]:
+            fence = {"run_": self._held, "fence_": self._fence}
+            if not self.database.connection.exec_driver_sql(self._insert_step, {**puts[0][0], **fence}).rowcount:
+                raise self._lost()
+            return
+        with self.database.transaction(written=True):
+            self._check_fence()
+            for table, values in _by_table(puts):
+                self.database.run(table.insert(), values)
 
     def _timed_sync(self) -> None:
         self._timer = None
-        self.sync()
+        try:
+            if self._failure is None:
+                self.sync()
+        except KeystepError as error:
+            self._failure = error
 
     def sync(self) -> None:
         """Force all written steps to the disk, with where every procedure stands.
@@ -278,36 +400,55 @@ class Journal:
             self._timer = None
         self._last_sync = time.monotonic()
         self._unsynced = 0
+        if self._failure is not None:
+            raise self._failure
         if self._held is None:
             return
         point("before-sync")
-        seconds, calls = self._spent()
-        now = time.time()
-        mine = runs.update().where(runs.c.id == self._held, runs.c.owner == _me())
-        if self._full:
-            self._pragma("synchronous=FULL")
-        with self._transaction():
-            if not self._run(mine.values(updated=now, lease=now + LEASE_SECONDS, seconds=seconds, calls=calls)).rowcount:
-                lost, self._held = self._held, None
-                raise Busy("another process has taken this run over", field="run", value=lost, mend="let that one end")
-            for scope, (at, state) in self._stands.items():
-                self._run(scopes.update().where(scopes.c.id == scope).values(at=at, state=dumps(state, "state")))
-        self._pragma("synchronous=NORMAL")
+        self._do(self._store)
         self._stands.clear()
+        self._unsure.clear()
         point("after-sync")
 
+    def _store(self) -> None:
+        seconds, calls, done = self._spent()
+        mine = runs.update().where(runs.c.id == self._held, runs.c.fence == self._fence)
+        now = self.database.now()
+        values = {"updated": now, "lease": now + LEASE_SECONDS, "seconds": seconds, "calls": calls, "steps": done}
+        stands = [
+            {"scope_": scope, "at": at, "state": (text := dumps(state, "state")), "crc": _crc(scope, at, text)}
+            for scope, (at, state) in self._stands.items()
+        ]
+        with self.database.transaction(force=True):
+            if not self.database.run(mine.values(**values)).rowcount:
+                raise self._lost()
+            if stands:
+                self.database.run(_STANDS, stands)
+
     def rows(self, scope: int, since: int = 0) -> Iterator[Row]:
-        """The journaled steps of a scope from number `since` on, in order, read as they are asked for."""
-        query = sa.select(*_ROW).where(steps.c.scope == scope, steps.c.seq >= since).order_by(steps.c.seq)
-        # A connection of its own, so that reading a million rows does not stand in the way of writing; memory has only one.
-        if self._memory:
-            yield from map(_row, self._run(query).all())
+        """The journaled steps of a scope from number `since` on, in order, read as they are asked for.
+
+        Raises:
+            JournalError: one of them is damaged.
+        """
+        query = sa.select(*_ROW).where(steps.c.scope == scope).order_by(steps.c.seq).limit(PAGE)
+        while True:
+            found = self._run(query.where(steps.c.seq >= since)).all()
+            yield from map(_row, found)
+            if len(found) < PAGE:
+                return
+            since = found[-1].seq + 1
+
+    def select(self, statement: sa.Select[Any]) -> Iterator[sa.Row[Any]]:
+        """The rows of a query over `keystep.run.tables`, read as they are asked for, on a connection of its own."""
+        if self.database.in_memory:
+            yield from self._run(statement).all()
             return
         try:
-            with self._engine.connect() as reader:
-                yield from map(_row, reader.execution_options(yield_per=1000).execute(query))
+            with self.database.engine.connect() as reader:
+                yield from reader.execution_options(yield_per=PAGE).execute(statement)
         except SQLAlchemyError as error:
-            raise self._failed(error) from None
+            raise self.database.failed(error) from None
 
     def count(self, scope: int) -> int:
         """How many steps of a scope are journaled."""
@@ -320,7 +461,7 @@ class Journal:
         rest = _sums().join(scopes, steps.c.scope == scopes.c.id).where(scopes.c.run == run)
         rest = rest.where(scopes.c.id.not_in(sa.select(rows.c.scope).where(*summed)))
         other = self._run(rest).mappings().one()
-        return {name: value + other[name] for name, value in ended.mappings().one().items()}
+        return {name: _plain(name, value) + _plain(name, other[name]) for name, value in ended.mappings().one().items()}
 
     def trace(self, run: str, limit: int | None = None) -> Iterator[tuple[str, Row]]:
         """(scope path, step) of the run's journaled steps, those with most samples first when `limit` is given, else in order."""
@@ -329,7 +470,7 @@ class Journal:
                 yield from ((place.path, row) for row in self.rows(place.id))
             return
         query = sa.select(scopes.c.path, *_ROW).join(scopes, steps.c.scope == scopes.c.id).where(scopes.c.run == run)
-        for found in self._run(query.order_by(steps.c.samples.desc(), steps.c.scope, steps.c.seq).limit(limit)):
+        for found in self._run(query.order_by(steps.c.samples.desc(), steps.c.scope, steps.c.seq).limit(limit)).all():
             yield found[0], _row(found[1:])
 
     def samples(self, scope: int, seq: int) -> list[Mapping[str, Any]]:
@@ -345,14 +486,25 @@ class Journal:
 
     def begin_row(self, run: str, row: int, path: str) -> int:
         """Note that a row is under way, new or once more; gives the scope that is its place."""
-        scope, _, _ = self.open_scope(run, path)
-        if not self._run(rows.update().where(rows.c.run == run, rows.c.row == row).values(status="running")).rowcount:
-            self._run(rows.insert().values(run=run, row=row, scope=scope, status="running", crashes=0, at=-1))
-        return scope
+
+        def work() -> int:
+            found = self.database.run(sa.select(scopes.c.id).where(scopes.c.run == run, scopes.c.path == path)).scalar()
+            scope = self._new_scope(run, path) if found is None else int(found)
+            if not self.database.run(rows.update().where(rows.c.run == run, rows.c.row == row).values(status="running")).rowcount:
+                self.database.run(rows.insert().values(run=run, row=row, scope=scope, status="running", crashes=0, at=-1))
+            return scope
+
+        return self._write(work)
+
+    def _new_scope(self, run: str, path: str) -> int:
+        key = self.database.run(scopes.insert().values(run=run, path=path, at=0)).inserted_primary_key
+        assert key is not None
+        return int(key[0])
 
     def bury_row(self, run: str, row: int, crashes: int, at: int) -> None:
         """Note that a row was under way when its process died."""
-        self._run(rows.update().where(rows.c.run == run, rows.c.row == row).values(status="died", crashes=crashes, at=at))
+        died = rows.update().where(rows.c.run == run, rows.c.row == row).values(status="died", crashes=crashes, at=at)
+        self._write(lambda: self.database.run(died))
 
     def end_row(
         self, run: str, row: int, status: str, sums: Mapping[str, float], line: str, *, correct: bool | None, crashes: int, at: int
@@ -361,12 +513,12 @@ class Journal:
         point("before-write")
         right = None if correct is None else int(correct)
         values = {"status": status, "correct": right, "crashes": crashes, "at": at, "result": line, **sums}
-        self._run(rows.update().where(rows.c.run == run, rows.c.row == row).values(**values))
+        self._write(lambda: self.database.run(rows.update().where(rows.c.run == run, rows.c.row == row).values(**values)))
         point("after-write")
 
     def row_sums(self, scope: int) -> dict[str, float]:
         """`totals` over the steps of one scope."""
-        return dict(self._run(_sums().where(steps.c.scope == scope)).mappings().one())
+        return {name: _plain(name, value) for name, value in self._run(_sums().where(steps.c.scope == scope)).mappings().one().items()}
 
     def row_verdicts(self, run: str) -> dict[bool | None, int]:
         """How many finished rows are right (True), wrong (False), or could not be checked (None)."""
@@ -385,12 +537,30 @@ class Journal:
             yield from (each.result for each in found)
             last, left = found[-1].row, None if left is None else left - len(found)
 
+    # effects outside
+
+    def intend(self, scope: int, seq: int, key: str) -> bool:
+        """Note, on the disk when this returns, that an effect is about to happen; gives whether it was noted before."""
+        intended = sa.select(intents.c.key).where(intents.c.scope == scope, intents.c.seq == seq)
+        if self._run(intended).first() is not None:
+            return True
+        since = self.now()
+
+        def work() -> None:
+            if self.database.run(intended).first() is None:  # unless a server went away with its word of it
+                self.database.run(intents.insert().values(scope=scope, seq=seq, key=key, since=since))
+
+        self._write(work, force=True)
+        return False
+
     # steps that no vote could decide
 
     def note_undecided(self, scope: int, seq: int, step: str, ledger: Any) -> None:
-        with self._transaction():
-            self._run(undecided.delete().where(undecided.c.scope == scope, undecided.c.seq == seq))
-            self._run(undecided.insert().values(scope=scope, seq=seq, step=step, ledger=dumps(ledger)))
+        def work() -> None:
+            self.database.run(undecided.delete().where(undecided.c.scope == scope, undecided.c.seq == seq))
+            self.database.run(undecided.insert().values(scope=scope, seq=seq, step=step, ledger=dumps(ledger)))
+
+        self._write(work)
 
     def undecided(self, run: str) -> list[dict[str, Any]]:
         """The run's steps that wait for a person's decision, or have it."""
@@ -416,7 +586,11 @@ class Journal:
 
     def is_held(self, row: Mapping[str, Any]) -> bool:
         """Whether a living process, this one included, holds the run of this row."""
-        return bool(row["owner"]) and row["lease"] > time.time() and not _is_dead(row["owner"])
+        return _is_held(row, self.now())
+
+    def now(self) -> float:
+        """Seconds since the epoch by the journal's clock, which its leases go by."""
+        return self._do(self.database.now)
 
     def delete(self, id: str) -> None:
         """Delete a run with all that belongs to it.
@@ -424,16 +598,21 @@ class Journal:
         Raises:
             Busy: a living process holds it.
         """
-        with self._transaction():
-            row = self.run(id)
-            if self.is_held(row):
-                raise Busy("a process is running this", field="run", value=id, mend=f"wait for {row['owner']} to end, or stop it")
-            places = sa.select(scopes.c.id).where(scopes.c.run == id)
-            for table in (samples, steps, undecided):
-                self._run(table.delete().where(table.c.scope.in_(places)))
-            self._run(rows.delete().where(rows.c.run == id))
-            self._run(scopes.delete().where(scopes.c.run == id))
-            self._run(runs.delete().where(runs.c.id == id))
+        self.run(id)
+        places = sa.select(scopes.c.id).where(scopes.c.run == id)
+
+        def work() -> None:
+            with self.database.transaction():
+                row = self.database.run(sa.select(runs).where(runs.c.id == id).with_for_update()).mappings().first()
+                if row is not None and _is_held(row, self.database.now()):
+                    raise Busy("a process is running this", field="run", value=id, mend=f"wait for {row['owner']} to end, or stop it")
+                for table in (samples, steps, undecided, intents):
+                    self.database.run(table.delete().where(table.c.scope.in_(places)))
+                self.database.run(rows.delete().where(rows.c.run == id))
+                self.database.run(scopes.delete().where(scopes.c.run == id))
+                self.database.run(runs.delete().where(runs.c.id == id))
+
+        self._do(work)
 
     def vacuum(self) -> None:
         """Give the space of what was deleted back.
@@ -441,18 +620,36 @@ class Journal:
         Raises:
             JournalError: another process is using the journal.
         """
-        try:
-            self._connection.exec_driver_sql("VACUUM")
-            self._pragma("wal_checkpoint(TRUNCATE)")
-        except SQLAlchemyError as error:
-            raise self._failed(error) from None
+        self._do(self.database.vacuum)
 
     def close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
         self._held = None
-        self._connection.close()
-        self._engine.dispose()
+        self.database.close()
+
+
+def _by_table(puts: list[_Put]) -> list[tuple[sa.Table, list[dict[str, Any]]]]:
+    drawn = [sample for _, kept in puts for sample in kept]
+    return [(steps, [step for step, _ in puts]), *([(samples, drawn)] if drawn else [])]
+
+
+_STEP = [column.name for column in steps.columns]
+_SAMPLE = [column.name for column in samples.columns]
+_STANDS = (
+    scopes.update()
+    .where(scopes.c.id == sa.bindparam("scope_"))
+    .values(at=sa.bindparam("at"), state=sa.bindparam("state"), crc=sa.bindparam("crc"))
+)
+
+
+def _fenced_insert(table: sa.Table, database: Database) -> str:
+    """An INSERT, as the driver takes it, that inserts nothing unless the run `run_` has the fencing token `fence_`."""
+    values = [sa.bindparam(column.name, type_=column.type) for column in table.columns]
+    given = [sa.cast(value, value.type) for value in values] if database.remote else values  # a NULL has no type of its own there
+    held = sa.select(*given).where(runs.c.id == sa.bindparam("run_"), runs.c.fence == sa.bindparam("fence_"))
+    insert = table.insert().from_select([column.name for column in table.columns], held.with_for_update(read=True))
+    return str(insert.compile(dialect=database.engine.dialect))
 
 
 def _sums() -> sa.Select[Any]:
@@ -464,6 +661,15 @@ def _sums() -> sa.Select[Any]:
 
 def _read(row: Mapping[Any, Any]) -> dict[str, Any]:
     return {**row, **{name: json.loads(row[name]) for name in ("spec", "identity", "result") if row[name] is not None}}
+
+
+def _plain(name: str, value: Any) -> Any:
+    """A sum as a number of Python's: PostgreSQL gives the sum of big integers as a decimal."""
+    return float(value) if name == "cost" else int(value)
+
+
+def _is_held(row: Mapping[Any, Any], now: float) -> bool:
+    return bool(row["owner"]) and row["lease"] > now and not _is_dead(row["owner"])
 
 
 def _me() -> str:

@@ -13,24 +13,28 @@ import json
 import secrets
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
+from pydantic_core import to_jsonable_python
 
 from keystep.errors import BadInput, ChangedWork, KeystepError, Stopped, Undecided
 from keystep.lm.base import LM, Prompt, run_sync
 from keystep.plan import Plan, Step
 from keystep.run.ask import Answer, Asking, Key, Parse, Sampling, ask, plain
 from keystep.run.budget import Budget, Meter
+from keystep.run.faults import point
 from keystep.run.flags import RedFlag
 from keystep.run.journal import Journal, Row, dumps
 from keystep.run.procedure import Procedure, adapted
 from keystep.run.vote import AheadBy, Rule
 from keystep.skill import SkillLibrary
 from keystep.task import Task
+
+Effect = Callable[[str], Awaitable[Any]]
 
 
 class Outcome(BaseModel):
@@ -128,8 +132,7 @@ class Run:
             ChangedWork: the journal's run was begun with other work, models or sampling; the message shows the difference.
             Stopped: it cannot go on now (undecided step, spent budget, failed step) and can be resumed.
         """
-        place = self._root.below()
-        self._begin({place.path: _identity(work, library, inputs)})
+        place = self._begun(lambda: _identity(work, library, inputs))
         self.expected = work.total() if isinstance(work, Procedure) else None
         try:
             result = await place.carry_out(work, library, inputs)
@@ -142,8 +145,8 @@ class Run:
 
     async def solve(self, method: Any, task: Task) -> Any:
         """Have a solver (`method.solve(task, context)`) work on a task."""
-        place = self._root.below()
-        self._begin({place.path: {"method": type(method).__name__, "settings": repr(method), "task": task.model_dump(mode="json")}})
+        about = {"method": type(method).__name__, "settings": repr(method), "task": task.model_dump(mode="json")}
+        place = self._begun(lambda: about)
         try:
             answer = await method.solve(task, place)
         except BaseException as error:
@@ -170,6 +173,16 @@ class Run:
         self._end("stopped", why="closed")
         self.journal.close()
 
+    def _begun(self, identity: Callable[[], dict[str, Any]]) -> Context:
+        """The next place, with its work begun; where it could not be, the next try gets the same place."""
+        place = self._root.below()
+        try:
+            self._begin({place.path: identity()})
+        except BaseException:
+            self._root.give_back()
+            raise
+        return place
+
     def _begin(self, work: dict[str, Any]) -> None:
         """Take the run in the journal, new or begun, and make sure that what it began with is what goes on now."""
         if self._open and work.keys() <= self._work.keys():
@@ -190,9 +203,10 @@ class Run:
 
     def _take_up(self, known: dict[str, Any]) -> None:
         """Hold the run, and go on counting where it stopped."""
-        self.journal.acquire(self.id, lambda: (self.meter.seconds, self.meter.calls))
+        self.journal.acquire(self.id, lambda: (self.meter.seconds, self.meter.calls, self.meter.steps))
         if known:
             spent = self.journal.totals(self.id)
+            self.journal.verify(known, int(spent["steps"]))
             self.meter = Meter(
                 calls=max(known["calls"], int(spent["samples"])), flagged=int(spent["flagged"]), tokens_in=int(spent["tokens_in"]),
                 tokens_out=int(spent["tokens_out"]), cost=spent["cost"], steps=int(spent["steps"]), seconds_before=known["seconds"],
@@ -254,6 +268,10 @@ class Context:
         self._next += 1
         return self._next - 1
 
+    def give_back(self) -> None:
+        """Undo the last `take`: nothing came of it."""
+        self._next -= 1
+
     def at(self, name: str, step: Step | None = None) -> Context:
         """A place below this one."""
         return Context(self.run, f"{self.path}/{name}" if self.path else name, step)
@@ -278,6 +296,29 @@ class Context:
                 raise
         self._put(scope, seq, answer)
         return answer
+
+    async def effect(self, do: Effect, *, happened: Effect | None = None) -> Any:
+        """Have something happen outside that the journal cannot take back: a mail, a row in somebody's table.
+
+        `do(key)` makes it happen and gives JSON. Journaled are the intent, on the disk before `do` is called, and the outcome, on the disk
+        before anything else is done. A process that dies between the two leaves an intent alone, and nobody can tell from that whether it
+        happened: it is then done again, with the same key (at least once). `happened(key)`, where given, is asked first; it gives the
+        outcome of what did happen, or None.
+        """
+        seq, scope = self.take(), self._opened()
+        if seq in self._done:
+            return self._done[seq].answer
+        key = f"{self.run.id}/{self.path}/{seq}"
+        intended = self.run.journal.intend(scope, seq, key)
+        point("after-intent")
+        outcome = await happened(key) if intended and happened is not None else None
+        if outcome is None:
+            outcome = await do(key)
+            point("after-effect")
+        answer = Answer(value=outcome, json=dumps(to_jsonable_python(outcome), "outcome of an effect"))
+        self._put(scope, seq, answer, name="effect")
+        self.run.journal.sync()
+        return json.loads(answer.json)
 
     def below(self) -> Context:
         """The next numbered place below this one."""
@@ -330,12 +371,14 @@ class Context:
                 return
             ahead = Ahead(name, asyncio.ensure_future(decide(following, at + 1, None)))
 
+        behind = -1  # the batch of steps that this one's last step is written with
         try:
             while at != total and not procedure.done(state):
                 if procedure.max_steps is not None and at >= procedure.max_steps:
                     raise Stopped("did not end within its steps", field="max_steps", value=procedure.max_steps, mend="raise max_steps")
-                if run.sharing or at % TURN == 0:
+                if run.sharing or at % TURN == 0:  # the first to come back from a turn writes all that was decided in it
                     await asyncio.sleep(0)
+                    run.journal.write(behind)
                 try:
                     if given is not None:
                         answer, given = Answer(value=json.loads(given), json=given), None
@@ -351,7 +394,7 @@ class Context:
                     _discard(ahead)
                     ahead = None
                 state = procedure.update(state, answer.value)
-                self._put(scope, at, answer, stands=state)
+                behind = self._put(scope, at, answer, stands=state)
                 at += 1
         finally:
             _discard(ahead)
@@ -373,18 +416,24 @@ class Context:
             self._done = {row.seq: row for row in self.run.journal.rows(self._scope)}
         return self._scope
 
-    def _put(self, scope: int, seq: int, answer: Answer, *, name: str | None = None, skill: str | None = None, stands: Any = None) -> None:
+    def _put(self, scope: int, seq: int, answer: Answer, *, name: str | None = None, skill: str | None = None, stands: Any = None) -> int:
         disagreed = len(answer.counts) > 1
         kept: list[tuple[Any, ...]] = []
         if disagreed or answer.flagged or self.run.keep_samples:
-            kept = [(s.index, s.text, vote, flag, s.model, s.tokens_out, s.logprob) for s, vote, flag in answer.votes]
+            kept = [(s.index, _storable(s.text), vote, flag, s.model, s.tokens_out, s.logprob) for s, vote, flag in answer.votes]
         candidates = dumps(answer.counts) if disagreed else None
         row = (
             name, skill, answer.json, answer.samples, answer.flagged, candidates, answer.tokens_in, answer.tokens_out,
             round(answer.seconds, 6), answer.cost,
         )  # fmt: skip
-        self.run.journal.put(scope, seq, row, kept, stands)
+        batch = self.run.journal.put(scope, seq, row, kept, stands, later=self.run.sharing and stands is not None)
         self.run.meter.steps += 1
+        return batch
+
+
+def _storable(text: str) -> str:
+    """PostgreSQL's texts cannot hold the character 0."""
+    return text.replace("\0", "\ufffd")
 
 
 def _prompts(prompt: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:

@@ -87,28 +87,39 @@ class PromptSkill(Skill):
 class ToolSkill(Skill):
     """Calls a Python function with the inputs as keyword arguments; one that is not async runs in a thread.
 
-    A step that was killed between the tool's effect and the journal's row runs its tool again when it is resumed (at least once).
-    `key` names a keyword argument that gets a text which is the same then, for tools that can tell a repetition by it.
+    A step that was killed between the tool's work and the journal's row calls its tool again when it is resumed. For a tool that changes
+    something outside there is `effect`: its intent is journaled before it is called and its outcome after (`Context.effect`), so it is
+    known what is in doubt, and it happens at least once, or exactly once where the tool can tell a repetition by its key.
+
+    Args:
+        key: the keyword argument that gets the idempotency key, a text that is the same whenever this call is repeated.
+        effect: whether the function changes something outside.
+        happened: of an effect in doubt, `happened(key=…, **inputs)` gives the outcome it had, or None where it has not happened.
     """
 
     def __init__(
-        self, name: str, function: Callable[..., Any], *, key: str | None = None, description: str = "", cost: float = 0.0,
-        can: Iterable[str] = (), takes: Any = None, gives: Any = None,
+        self, name: str, function: Callable[..., Any], *, key: str | None = None, effect: bool = False,
+        happened: Callable[..., Any] | None = None, description: str = "", cost: float = 0.0, can: Iterable[str] = (), takes: Any = None,
+        gives: Any = None,
     ) -> None:  # fmt: skip
         super().__init__(name, description=description or inspect.getdoc(function) or "", cost=cost, can=can, takes=takes, gives=gives)
-        self.function, self.key = function, key
+        if happened is not None and not effect:
+            raise BadInput("is for a tool with an effect", field=f"skill {name}.happened", mend="add effect=True")
+        self.function, self.key, self.effect, self.happened = function, key, effect, happened
 
     async def call(self, inputs: Mapping[str, Any], ctx: Context) -> Any:
         given = {str(name): value for name, value in inputs.items()}
-        if self.key is not None:
-            given[self.key] = f"{ctx.run.id}/{ctx.path}"
-        if inspect.iscoroutinefunction(self.function):
-            return await self.function(**given)
-        output = await asyncio.to_thread(self.function, **given)
-        return await output if isinstance(output, Awaitable) else output
+
+        async def do(key: str) -> Any:
+            return await _called(self.function, given if self.key is None else {**given, self.key: key})
+
+        if not self.effect:
+            return await do(f"{ctx.run.id}/{ctx.path}")
+        check = self.happened
+        return await ctx.effect(do, happened=None if check is None else lambda key: _called(check, {**given, self.key or "key": key}))
 
     def identity(self) -> dict[str, Any]:
-        return super().identity() | _code(self.function)
+        return super().identity() | _code(self.function) | ({"effect": True} if self.effect else {})
 
 
 class PolicySkill(Skill):
@@ -168,6 +179,13 @@ class PolicySkill(Skill):
         parts = {"env": self.make_env, "policy": self.policy or self.make_policy, "success": self.success}
         code = {name: _code(part) if callable(part) else part for name, part in parts.items()}
         return super().identity() | code | {"max_steps": self.max_steps}
+
+
+async def _called(function: Callable[..., Any], given: dict[str, Any]) -> Any:
+    if inspect.iscoroutinefunction(function):
+        return await function(**given)
+    output = await asyncio.to_thread(function, **given)
+    return await output if isinstance(output, Awaitable) else output
 
 
 def _registered(id: str) -> Any:

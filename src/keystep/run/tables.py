@@ -1,11 +1,12 @@
-"""The journal's tables, and how a database comes to have them: numbered migrations, applied when it is opened."""
+"""The journal's tables, and how a database comes to have them: numbered migrations, applied when it is opened. A
+new database gets them as they are now."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import sqlalchemy as sa
-from sqlalchemy import Column, Float, Integer, MetaData, String, Table, Text
+from sqlalchemy import BigInteger, Column, Float, Integer, MetaData, String, Table, Text
 
 metadata = MetaData()
 
@@ -20,10 +21,12 @@ runs = Table(
     Column("started", Float, nullable=False),  # seconds since the epoch
     Column("updated", Float, nullable=False),
     Column("seconds", Float, nullable=False),  # time spent running, all attempts together
-    Column("calls", Integer, nullable=False),  # samples drawn, also those of steps that never closed; as of the last sync
+    Column("calls", BigInteger, nullable=False),  # samples drawn, also those of steps that never closed; as of the last sync
+    Column("steps", BigInteger, nullable=False, server_default="0"),  # journaled in all scopes, as of the last sync
     Column("result", Text),  # JSON
     Column("owner", String(200)),  # host:pid of the process that runs it
     Column("lease", Float, nullable=False),  # until when the owner holds it
+    Column("fence", BigInteger, nullable=False, server_default="0"),  # how often it was taken; only the last taker writes
 )  # fmt: skip
 scopes = Table(
     "scopes", metadata,
@@ -32,6 +35,7 @@ scopes = Table(
     Column("path", String(1000), nullable=False),  # where in the run: "0" is the first thing it executes, "0/fetch" a step of that
     Column("at", Integer, nullable=False),  # for a procedure: the step that `state` stands before
     Column("state", Text),  # JSON
+    Column("crc", BigInteger),  # of id, at and state
     sa.UniqueConstraint("run", "path"),
 )  # fmt: skip
 steps = Table(
@@ -48,6 +52,7 @@ steps = Table(
     Column("tokens_out", Integer, nullable=False),
     Column("seconds", Float, nullable=False),
     Column("cost", Float, nullable=False),
+    Column("crc", BigInteger),  # of scope, seq, name and answer
     sqlite_with_rowid=False,
 )  # fmt: skip
 samples = Table(
@@ -82,18 +87,40 @@ rows = Table(
     Column("at", Integer, nullable=False),  # the step of its last crash; -1: none
     Column("correct", Integer),  # 0 or 1 of a finished one that could be checked
     # Sums over the steps of one that finished or failed, so that a resume need not read them again.
-    *(Column(name, Integer, nullable=False, default=0) for name in ("steps", "sampled", "samples", "flagged", "tokens_in", "tokens_out")),
+    *(
+        Column(name, BigInteger, nullable=False, default=0)
+        for name in ("steps", "sampled", "samples", "flagged", "tokens_in", "tokens_out")
+    ),
     Column("cost", Float, nullable=False, default=0.0),
     Column("result", Text),  # JSON: its line in the results file
 )  # fmt: skip
 
 
-def _first(connection: sa.Connection) -> None:
-    metadata.create_all(connection, [runs, scopes, steps, samples, undecided])
+intents = Table(
+    "intents", metadata,  # effects outside that were about to happen; one that is done has a step of the same scope and number
+    Column("scope", Integer, primary_key=True),
+    Column("seq", Integer, primary_key=True),
+    Column("key", Text, nullable=False),  # the idempotency key that the effect was given
+    Column("since", Float, nullable=False),  # seconds since the epoch
+    sqlite_with_rowid=False,
+)  # fmt: skip
 
 
-def _second(connection: sa.Connection) -> None:
+def create(connection: sa.Connection) -> None:
+    """All tables of the present version, in an empty database."""
+    metadata.create_all(connection)
+
+
+def _rows(connection: sa.Connection) -> None:
     metadata.create_all(connection, [rows])
 
 
-MIGRATIONS: tuple[Callable[[sa.Connection], None], ...] = (_first, _second)  # number n brings the database from version n to n + 1
+def _fences(connection: sa.Connection) -> None:
+    for column in (runs.c.steps, runs.c.fence, scopes.c.crc, steps.c.crc):
+        declared = sa.schema.CreateColumn(column).compile(connection)
+        connection.exec_driver_sql(f"ALTER TABLE {column.table.name} ADD COLUMN {declared}")
+    metadata.create_all(connection, [intents])
+
+
+MIGRATIONS: tuple[Callable[[sa.Connection], None], ...] = (_rows, _fences)  # number n brings a database of version n + 1 to version n + 2
+VERSION = len(MIGRATIONS) + 1
