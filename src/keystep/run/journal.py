@@ -301,15 +301,15 @@ class Journal:
         query = sa.select(*_ROW).where(steps.c.scope == scope, steps.c.seq >= since).order_by(steps.c.seq)
         yield from map(_row, self.select(query))
 
-    def select(self, query: sa.Select[Any]) -> Iterator[sa.Row[Any]]:
-        """What a query of one's own over `keystep.run.tables` finds, read as it is asked for, from whichever thread."""
+    def select(self, statement: sa.Select[Any]) -> Iterator[sa.Row[Any]]:
+        """What a statement of one's own over `keystep.run.tables` finds, read as it is asked for, from whichever thread."""
         # A connection of its own, so that reading a million rows does not stand in the way of writing; memory has only one.
         if self._memory:
-            yield from self._run(query).all()
+            yield from self._run(statement).all()
             return
         try:
             with self._engine.connect() as reader:
-                yield from reader.execution_options(yield_per=1000).execute(query)
+                yield from reader.execution_options(yield_per=1000).execute(statement)
         except SQLAlchemyError as error:
             raise self._failed(error) from None
 
