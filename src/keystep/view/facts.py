@@ -7,6 +7,7 @@ Secrets are redacted. Nothing is escaped: that is the page's business.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -16,6 +17,7 @@ from markupsafe import escape
 
 from keystep.errors import BadInput
 from keystep.lm.redact import redact
+from keystep.plan import Plan
 from keystep.run.builtin import BUILTIN, builtin
 from keystep.run.forecast import beside
 from keystep.run.journal import Journal
@@ -58,9 +60,11 @@ def facts(journal: Journal, row: Mapping[str, Any], aggregate: Aggregate) -> dic
         "seconds": row["seconds"], "steps": counted, "expected": _expected(spec), "steps_per_second": counted / row["seconds"]
         if row["seconds"] else None, "votes_per_step": total.mean, "sampled": total.sampled, "disputed": total.disputed,
         "flagged": total.flagged, "most": total.most, **spent,
-        "model": _model(spec, row["identity"].get("model")), "vote": _vote(spec, row["identity"]), "seed": row["identity"].get("seed"),
+        "model": _model(spec, row["identity"].get("model")), "vote": _vote(str(row["identity"].get("vote", ""))),
+        "seed": row["identity"].get("seed"),
         "journal": journal.url, "resumable": "procedure" in spec, "places": len(aggregate.places),
-        "result": None if row["result"] is None else clip(_said(result.get("result", row["result"])), TEXT),
+        "calls": row["calls"],
+        "result": _result(row["result"]),
         "sizes": _sizes(aggregate), "width": aggregate.width,
         "flags": [{"reason": clip(reason, LINE), "count": count} for reason, count in aggregate.reasons.most_common(REASONS)],
         "flag_reasons": len(aggregate.reasons), "undecided": waiting,
@@ -129,12 +133,17 @@ def _model(spec: Mapping[str, Any], identity: Any) -> str:
     return clip(_said(spec.get("model") or (identity.get("name") if isinstance(identity, dict) else None) or identity), LINE)
 
 
-def _vote(spec: Mapping[str, Any], identity: Mapping[str, Any]) -> str:
-    if spec.get("first"):
-        return "the first valid answer, no vote"
-    if spec.get("majority"):
-        return f"the most votes of {spec['majority']}"
-    return f"first to lead by {spec['ahead_by']}" if spec.get("ahead_by") else str(identity.get("vote", ""))
+def _vote(rule: str) -> str:
+    """A rule of voting, as the run's identity has it, in words."""
+    known = {"AheadBy": "first to lead by {}", "Majority": "the most votes of {}", "First": "the first valid answer, no vote"}
+    found = re.match(r"(\w+)\(\w+=(\d+)", rule)
+    return known[found[1]].format(found[2]) if found and found[1] in known else clip(rule, LINE)
+
+
+def _result(result: Any) -> str | None:
+    """What came out: of an `Outcome` its result, else what the run's method gave."""
+    value = result["result"] if isinstance(result, dict) and "run_id" in result else result
+    return None if value is None else clip(_said(value), TEXT)
 
 
 def _expected(spec: Mapping[str, Any]) -> int | None:
@@ -213,28 +222,25 @@ def _plans(journal: Journal, identity: Mapping[str, Any], aggregate: Aggregate) 
     for path, work in identity.get("work", {}).items():
         if "plan" not in work:
             continue
-        listed = work["plan"]["steps"]
+        listed = Plan.model_validate(work["plan"]).steps
         below = _below(places.values(), path)
         done = _named(journal, places, [path])
-        failed = _named(journal, places, [f"{path}/{step['id']}" for step in listed[:PLAN]])
+        failed = _named(journal, places, [f"{path}/{step.id}" for step in listed[:PLAN]])
+        tried: dict[str, list[dict[str, str]]] = {}
+        for (where, _), row in sorted(failed.items()):
+            if row.name == "failed":
+                why = clip(_said(json.loads(row.answer)), LINE)
+                tried.setdefault(where, []).append({"skill": clip(row.skill or "", LINE), "why": why})
         steps_shown = []
         for number, step in enumerate(listed[:PLAN]):
-            row, took = done.get((path, number)), below.get(step["id"], Sums())
-            tried = [
-                {"skill": clip(each.skill or "", LINE), "why": clip(_said(json.loads(each.answer)), LINE)}
-                for (where, _), each in sorted(failed.items()) if where == f"{path}/{step['id']}" and each.name == "failed"
-            ]  # fmt: skip
+            row, took = done.get((path, number)), below.get(step.id, Sums())
             steps_shown.append({
-                "step": clip(step["id"], LINE), "wanted": clip(step["skill"], LINE), "needs": sorted(_needs(step)),
-                "skill": row and clip(row.skill or "", LINE), "seconds": row and row.seconds, "failed": tried[:VOTES],
-                "samples": took.samples, "flagged": took.flagged, "answer": row and clip(row.answer, ANSWER),
+                "step": clip(step.id, LINE), "wanted": clip(step.skill, LINE), "needs": [clip(id, LINE) for id in sorted(step.first())],
+                "skill": row and clip(row.skill or "", LINE), "seconds": row and row.seconds, "samples": took.samples,
+                "flagged": took.flagged, "failed": tried.get(f"{path}/{step.id}", [])[:VOTES], "answer": row and clip(row.answer, ANSWER),
             })  # fmt: skip
         shown.append({"path": path, "steps": steps_shown, "left_out": max(0, len(listed) - PLAN)})
     return shown
-
-
-def _needs(step: Mapping[str, Any]) -> set[str]:
-    return {clip(need["step"], LINE) for need in step.get("needs", ())}
 
 
 def _below(places: Iterable[Any], path: str) -> dict[str, Sums]:
