@@ -48,31 +48,38 @@ def facts(journal: Journal, row: Mapping[str, Any], aggregate: Aggregate) -> dic
     """All that the page shows of a run but for the details of single bins."""
     spec = row["spec"] if isinstance(row["spec"], dict) else {}
     result = row["result"] if isinstance(row["result"], dict) else {}
-    total, waiting = aggregate.total, _waiting(journal, row["id"])
-    of_rows = _rows(journal, row["id"], spec, result) if "rows" in row["identity"].get("work", {}) else None
+    total, identity, waiting = aggregate.total, row["identity"], _waiting(journal, row["id"])
+    of_rows = _rows(journal, row["id"], spec, result) if "rows" in identity.get("work", {}) else None
     status = "interrupted" if row["status"] == "running" and not journal.is_held(row) else row["status"]
     counted = int(result.get("steps", total.steps))
     spent = {"samples": total.samples, "tokens_in": total.tokens_in, "tokens_out": total.tokens_out, "cost": total.cost}
     came = {**spent, "seconds": row["seconds"], "correct": result.get("correct")}
-    known = {
-        "run": row["id"], "name": row["name"], "status": status, "verdict": _verdict(status, result, waiting, of_rows), "why": row["why"],
-        "first_error_step": result.get("first_error_step"), "started": row["started"], "updated": row["updated"],
-        "seconds": row["seconds"], "steps": counted, "expected": _expected(spec), "steps_per_second": counted / row["seconds"]
-        if row["seconds"] else None, "votes_per_step": total.mean, "sampled": total.sampled, "disputed": total.disputed,
-        "flagged": total.flagged, "most": total.most, **spent,
-        "model": _model(spec, row["identity"].get("model")), "vote": _vote(str(row["identity"].get("vote", ""))),
-        "seed": row["identity"].get("seed"),
-        "journal": journal.url, "resumable": "procedure" in spec, "places": len(aggregate.places),
-        "calls": row["calls"],
-        "result": _result(row["result"]),
-        "sizes": _sizes(aggregate), "width": aggregate.width,
-        "flags": [{"reason": clip(reason, LINE), "count": count} for reason, count in aggregate.reasons.most_common(REASONS)],
-        "flag_reasons": len(aggregate.reasons), "undecided": waiting,
+    outcome = {
+        "run": row["id"], "name": row["name"], "status": status, "verdict": _verdict(status, result, waiting, of_rows),
+        "why": row["why"], "first_error_step": result.get("first_error_step"), "result": _result(row["result"]),
+        "steps": counted, "expected": _expected(spec), "undecided": waiting, "rows": of_rows,
+    }  # fmt: skip
+    setting = {
+        "model": _model(spec, identity.get("model")), "vote": _vote(str(identity.get("vote", ""))), "seed": identity.get("seed"),
+        "journal": journal.url, "resumable": "procedure" in spec,
+    }  # fmt: skip
+    figures = {
+        **spent, "calls": row["calls"], "flagged": total.flagged, "sampled": total.sampled, "disputed": total.disputed,
+        "votes_per_step": total.mean, "most": total.most, "started": row["started"], "updated": row["updated"],
+        "seconds": row["seconds"], "steps_per_second": counted / row["seconds"] if row["seconds"] else None,
         "forecast": [asdict(each) for each in beside(spec["forecast"], came)] if spec.get("forecast") else None,
-        "rows": of_rows, "plans": _plans(journal, row["identity"], aggregate), "busiest": [] if of_rows else _busiest(aggregate),
+    }  # fmt: skip
+    parts = {
+        "width": aggregate.width, "sizes": _sizes(aggregate), "places": len(aggregate.places),
+        "flags": [{"reason": clip(reason, LINE), "count": count} for reason, count in aggregate.reasons.most_common(REASONS)],
+        "flag_reasons": len(aggregate.reasons), "plans": _plans(journal, identity, aggregate),
+        "busiest": [] if of_rows else _busiest(aggregate),
     }  # fmt: skip
     bins = [_bin(aggregate, number) for number in range(len(aggregate.bins))]
-    return redact(known) | {"bins": bins, "hard_steps": details(journal, aggregate, aggregate.hardest())}
+    return redact({**outcome, **setting, **figures, **parts}) | {
+        "bins": bins,
+        "hard_steps": details(journal, aggregate, aggregate.hardest()),
+    }
 
 
 def details(journal: Journal, aggregate: Aggregate, hard: Iterable[Hard]) -> list[dict[str, Any]]:
