@@ -16,8 +16,9 @@ from keystep.run.tables import metadata, scopes
 
 NOTHING = {"name": None, "skill": None, "candidates": None, "tokens_in": 10, "tokens_out": 2, "seconds": 0.25, "cost": 0.5}
 HOSTILE = (
-    "</script><script>window.hacked = 1</script>", "<img src=x onerror='window.hacked = 1'>", "</template></style><svg onload=window.hacked=1>",
-    "\"' onmouseover=\"window.hacked = 1", "{{ 7 * 7 }}", "<!-- <script>", "&lt;b&gt; \u2028 \x00 \x1b[31m", "javascript:window.hacked=1",
+    "</script><script>window.hacked = 1</script>", "<img src=x onerror='window.hacked = 1'>", "{{ 7 * 7 }}", "<!-- <script>",
+    "</template></style><svg onload=window.hacked=1>", "\"' onmouseover=\"window.hacked = 1", "&lt;b&gt; \u2028 \x00 \x1b[31m",
+    "javascript:window.hacked=1",
 )  # fmt: skip
 
 

@@ -1,5 +1,5 @@
-"""A run that goes on when it is told: `python gated.py JOURNAL` carries out a tower of 6 disks (63 steps) as run "r". At the steps in GATES it
-waits for a line on standard input."""
+"""A run that goes on when it is told: `python gated.py JOURNAL` carries out a tower of 6 disks (63 steps) as run "r". At the steps in
+GATES it waits for a line on standard input."""
 
 from __future__ import annotations
 

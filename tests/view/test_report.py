@@ -125,7 +125,9 @@ def test_hostile_text_stays_text(tmp_path, texts):
         kept = {**sample(scope, 0, 0, text or "t", key or "k", None), "model": model or "m"}
         made.put("samples", [kept, sample(scope, 0, 1, text or "t", None, "x" + flag.replace(":", ""))])
         identity = json.dumps({"work": {}, "model": model or "m", "vote": flag or "v", "seed": 0})
-        made.change(runs.update().values(name=name or "n", why=why or "w", result=json.dumps(result or "r"), identity=identity, status="stopped"))
+        made.change(
+            runs.update().values(name=name or "n", why=why or "w", result=json.dumps(result or "r"), identity=identity, status="stopped")
+        )
         try:
             return report(made.journal, "r")
         finally:
@@ -149,7 +151,9 @@ def test_a_secret_is_not_shown(tmp_path, monkeypatch):
     made = Filled(tmp_path / "a.db")
     scope = made.place()
     made.put("steps", [step(scope, 0, 4, 1, candidates='{"opensesame-42":2,"2":1}')])
-    made.put("samples", [sample(scope, 0, 0, "it is opensesame-42", None, "no opensesame-42"), sample(scope, 0, 1, "Bearer sk-abcdefghijklmnop")])
+    made.put(
+        "samples", [sample(scope, 0, 0, "it is opensesame-42", None, "no opensesame-42"), sample(scope, 0, 1, "Bearer sk-abcdefghijklmnop")]
+    )
     made.change(runs.update().values(why="opensesame-42", status="stopped"))
     page = report(made.journal, "r")
     assert "opensesame" not in page and "sk-abcdef" not in page and page.count("[redacted]") > 3
