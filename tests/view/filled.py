@@ -58,11 +58,11 @@ def sample(scope: int, seq: int, idx: int, text: str = "1", key: str | None = "1
     return {"scope": scope, "seq": seq, "idx": idx, "text": text, "key": key, "flag": flag, "model": "m", "tokens_out": 1, "logprob": None}
 
 
-def many(filled: Filled, count: int, seed: int = 0) -> None:
-    """One long procedure: about one step in sixteen is disputed, with long and hostile texts kept."""
+def many(filled: Filled, count: int, seed: int = 0, letters: int = 1200) -> None:
+    """One long procedure: one step in sixteen is disputed, with hostile texts of so many letters kept."""
     scope, rng = filled.place(), random.Random(seed)
     hard = {seq: rng.choice((5, 7, 9)) for seq in rng.sample(range(count), count // 16)}
-    long = {seq: (rng.choice(HOSTILE) * 60)[:1200] for seq in hard}
+    long = {seq: (rng.choice(HOSTILE) * 60)[:letters] for seq in hard}
     votes = {seq: f'{{"{"x" * 600}<&":4,"2":1}}' for seq in hard}
     filled.put("steps", (step(scope, seq, hard.get(seq, 3), int(seq in hard), candidates=votes.get(seq)) for seq in range(count)))
     kept = ((seq, idx) for seq in hard for idx in range(hard[seq]))

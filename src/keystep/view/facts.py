@@ -137,7 +137,8 @@ def _verdict(status: str, result: Mapping[str, Any], waiting: list[dict[str, Any
 
 
 def _model(spec: Mapping[str, Any], identity: Any) -> str:
-    return clip(_said(spec.get("model") or (identity.get("name") if isinstance(identity, dict) else None) or identity), LINE)
+    name = spec.get("model") or (identity.get("name") if isinstance(identity, dict) else None) or identity
+    return clip(_said(name), LINE) if name else ""
 
 
 def _vote(rule: str) -> str:
