@@ -27,7 +27,7 @@ from keystep.skill import SkillLibrary
 from keystep.view import report
 from keystep.view.aggregate import Aggregate
 from keystep.view.facts import clip
-from keystep.view.page import read
+from keystep.view.page import page, read
 
 MOST = 2_000_000
 
@@ -116,7 +116,7 @@ def shape(page):
 def test_hostile_text_stays_text(tmp_path, texts):
     """Whatever is written in a run, the page has the same elements as with harmless words."""
 
-    def page(name, path, key, flag, text, answer, model, why, result):
+    def made_of(name, path, key, flag, text, answer, model, why, result):
         (tmp_path / "a.db").unlink(missing_ok=True)
         made = Filled(tmp_path / "a.db")
         scope = made.place(path or "p")
@@ -134,8 +134,8 @@ def test_hostile_text_stays_text(tmp_path, texts):
             made.close()
 
     texts = [text.encode(errors="replace").decode() for text in texts]
-    hostile = page(*texts)
-    assert shape(hostile) == shape(page(*["words"] * 9))
+    hostile = made_of(*texts)
+    assert shape(hostile) == shape(made_of(*["words"] * 9))
     for text in (texts[4], texts[2]):
         assert str(escape(clip(text or "t", 240))) in hostile or not text
 
@@ -154,6 +154,8 @@ def test_a_secret_is_not_shown(tmp_path, monkeypatch):
     made.put(
         "samples", [sample(scope, 0, 0, "it is opensesame-42", None, "no opensesame-42"), sample(scope, 0, 1, "Bearer sk-abcdefghijklmnop")]
     )
+    made.put("steps", [step(scope, 1, 9, 1, candidates='{"1":2,"2":1}')])
+    made.put("samples", [sample(scope, 1, 0, "-" * 394 + "opensesame-42", None, "x")])  # where a text is cut
     made.change(runs.update().values(why="opensesame-42", status="stopped"))
     page = report(made.journal, "r")
     assert "opensesame" not in page and "sk-abcdef" not in page and page.count("[redacted]") > 3
@@ -163,10 +165,10 @@ def test_a_secret_is_not_shown(tmp_path, monkeypatch):
 def test_fifty_thousand_steps_make_a_page_that_is_not_too_large(tmp_path):
     made = Filled(tmp_path / "a.db")
     many(made, 50_000)
-    page = report(made.journal, "r")
-    assert len(page.encode()) <= MOST
-    assert "would make the page too large" not in page  # every bin has the texts of its hardest step at least
     known, aggregate = read(made.journal, "r")
+    written = page(made.journal, known, aggregate)
+    assert 0.9 * MOST < len(written.encode()) <= MOST
+    assert "would make the page too large" not in written  # every bin has the texts of its hardest step at least
     assert known["steps"] == 50_000 and 120 < len(known["bins"]) <= 240 and known["flags"] == [{"reason": "malformed", "count": 3125}]
     assert known["disputed"] == 3125 and {each.id for each in aggregate.places.values()} == {1}
     made.close()

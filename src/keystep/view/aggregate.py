@@ -22,6 +22,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from keystep.lm.redact import redact
 from keystep.run.journal import Journal
 from keystep.run.tables import samples, scopes, steps
 
@@ -194,7 +195,7 @@ class Aggregate:
         query = sa.select(flag, sa.func.count().label("times")).where(flag.is_not(None)).group_by(flag)
         for chosen in _chosen(samples, flagged):
             for row in journal.select(query.where(chosen)):
-                reason = row.flag.partition(":")[0].strip()[:60] or "flagged"
+                reason = redact(row.flag.partition(":")[0].strip())[:60] or "flagged"
                 self.reasons[reason if reason in self.reasons or len(self.reasons) < REASONS else "other"] += row.times
 
 

@@ -1,7 +1,7 @@
 """What the page says of a run, as JSON: the run's own row, its aggregate, and the texts of the steps that are worth a look.
 
 Everything here is bounded, however long the run and whatever stands in it: texts are cut, lists have an end and say what they leave out.
-Secrets are redacted. Nothing is escaped: that is the page's business.
+Secrets are redacted, before a cut could hide one in part. Nothing is escaped: that is the page's business.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from keystep.run.tables import rows, runs, scopes, steps, undecided
 from keystep.view.aggregate import Aggregate, Hard, Sums, samples_of, steps_of
 
 CANDIDATES, VOTES = 5, 12  # of one step
-ANSWER, TEXT, LINE = 240, 400, 300  # bytes, as they stand in the page
+ANSWER, TEXT, LINE, WHY = 240, 400, 300, 2000  # bytes, as they stand in the page
 WAITING, FAILED, PLAN, PLACES, REASONS = 20, 100, 200, 12, 12  # rows of a list
 SIZES = 12  # bars of the histogram
 MAX_CRASHES = 3  # after which a row is set aside, where the run does not say
@@ -56,8 +56,8 @@ def facts(journal: Journal, row: Mapping[str, Any], aggregate: Aggregate) -> dic
     came = {**spent, "seconds": row["seconds"], "correct": result.get("correct")}
     outcome = {
         "run": row["id"], "name": row["name"], "status": status, "verdict": _verdict(status, result, waiting, of_rows),
-        "why": row["why"], "first_error_step": result.get("first_error_step"), "result": _result(row["result"]),
-        "steps": counted, "expected": _expected(spec), "undecided": waiting, "rows": of_rows,
+        "why": row["why"] and clip(redact(row["why"]), WHY), "first_error_step": result.get("first_error_step"),
+        "result": _result(row["result"]), "steps": counted, "expected": _expected(spec), "undecided": waiting, "rows": of_rows,
     }  # fmt: skip
     setting = {
         "model": _model(spec, identity.get("model")), "vote": _vote(str(identity.get("vote", ""))), "seed": identity.get("seed"),
@@ -76,32 +76,32 @@ def facts(journal: Journal, row: Mapping[str, Any], aggregate: Aggregate) -> dic
         "busiest": [] if of_rows else _busiest(aggregate),
     }  # fmt: skip
     bins = [_bin(aggregate, number) for number in range(len(aggregate.bins))]
-    return redact({**outcome, **setting, **figures, **parts}) | {
-        "bins": bins,
-        "hard_steps": details(journal, aggregate, aggregate.hardest()),
-    }
+    hard_steps = details(journal, aggregate, aggregate.hardest())
+    return redact({**outcome, **setting, **figures, **parts}) | {"bins": bins, "hard_steps": hard_steps}
 
 
 def details(journal: Journal, aggregate: Aggregate, hard: Iterable[Hard]) -> list[dict[str, Any]]:
     """These steps in the order given, with their candidates and kept samples."""
     hard = list(hard)
     texts: dict[tuple[int, int], list[dict[str, Any]]] = {}
-    for row in samples_of(journal, hard, VOTES):
-        vote = {"number": row.idx, "text": clip(row.text, TEXT), "answer": row.key and clip(row.key, ANSWER)}
-        flag = None if row.flag is None else clip(row.flag, LINE)
-        texts.setdefault((row.scope, row.seq), []).append({**vote, "flag": flag, "model": clip(row.model, LINE)})
-    found = {(row.scope, row.seq): row for row in steps_of(journal, hard)}
+    for row in redact([row._asdict() for row in samples_of(journal, hard, VOTES)]):
+        texts.setdefault((row["scope"], row["seq"]), []).append(_sample(row["idx"], row))
+    found = {(row["scope"], row["seq"]): row for row in redact([row._asdict() for row in steps_of(journal, hard)])}
     chosen = [found[-scope, -seq] for _, _, scope, seq in hard if (-scope, -seq) in found]  # the run may be deleted meanwhile
-    shown = [
+    return [
         {
-            "id": f"{row.scope}-{row.seq}", "step": step_name(aggregate.places[row.scope].path, row.name or row.seq),
-            "samples": row.samples, "flagged": row.flagged, "skill": row.skill,
-            **_candidates(json.loads(row.candidates) if row.candidates else {row.answer: row.samples - row.flagged}),
-            "votes": texts.get((row.scope, row.seq), []),
+            "id": f"{row['scope']}-{row['seq']}", "step": step_name(aggregate.places[row["scope"]].path, row["name"] or row["seq"]),
+            "samples": row["samples"], "flagged": row["flagged"], "skill": row["skill"] and clip(row["skill"], LINE),
+            **_candidates(json.loads(row["candidates"]) if row["candidates"] else {row["answer"]: row["samples"] - row["flagged"]}),
+            "votes": texts.get((row["scope"], row["seq"]), []),
         }
         for row in chosen
     ]  # fmt: skip
-    return redact(shown)
+
+
+def _sample(number: int, vote: Mapping[str, Any]) -> dict[str, Any]:
+    shown = {name: vote[name] and clip(vote[name], limit) for name, limit in (("key", ANSWER), ("flag", LINE))}
+    return {"number": number, "text": clip(vote["text"], TEXT), "model": clip(vote["model"], LINE), **shown}
 
 
 def step_name(path: str, step: object) -> str:
@@ -151,7 +151,7 @@ def _vote(rule: str) -> str:
 def _result(result: Any) -> str | None:
     """What came out: of an `Outcome` its result, else what the run's method gave."""
     value = result["result"] if isinstance(result, dict) and "run_id" in result else result
-    return None if value is None else clip(_said(value), TEXT)
+    return None if value is None else clip(_said(redact(value)), TEXT)
 
 
 def _expected(spec: Mapping[str, Any]) -> int | None:
@@ -184,18 +184,12 @@ def _waiting(journal: Journal, run: str) -> list[dict[str, Any]]:
     query = query.order_by(undecided.c.decision.is_not(None), undecided.c.scope, undecided.c.seq).limit(WAITING)
     shown: list[dict[str, Any]] = []
     for found in journal.select(query):
-        ledger = json.loads(found.ledger)
-        votes = [
-            {
-                "number": vote["index"], "text": clip(vote["text"], TEXT), "answer": vote["key"] and clip(vote["key"], ANSWER),
-                "flag": vote["flag"] and clip(vote["flag"], LINE), "model": clip(vote["model"], LINE),
-            }
-            for vote in ledger["votes"][:VOTES]
-        ]  # fmt: skip
+        ledger = redact(json.loads(found.ledger))
         shown.append({
             "id": f"u{found.scope}-{found.seq}", "step": clip(found.step, LINE), "samples": ledger["samples"],
-            "flagged": ledger["flagged"], "skill": None, **_candidates(ledger["candidates"]), "votes": votes,
-            "decision": None if found.decision is None else clip(found.decision, ANSWER),
+            "flagged": ledger["flagged"], "skill": None, **_candidates(ledger["candidates"]),
+            "votes": [_sample(vote["index"], vote) for vote in ledger["votes"][:VOTES]],
+            "decision": found.decision and clip(redact(found.decision), ANSWER),
         })  # fmt: skip
     return shown
 
@@ -214,7 +208,7 @@ def _rows(journal: Journal, run: str, spec: Mapping[str, Any], result: Mapping[s
     query = sa.select(c.row, c.status, c.crashes, c.result).where(c.run == run, bad)
     shown: list[dict[str, Any]] = []
     for found in journal.select(query.order_by(c.row).limit(FAILED)):
-        line = json.loads(found.result)
+        line = redact(json.loads(found.result))
         became = "wrong" if found.status != "failed" else "set aside" if found.crashes >= most else "failed"
         why = line["error"] or f"wrong at step {line['first_error_step']}"
         shown.append({"row": found.row, "became": became, "why": clip(why, LINE), "steps": line["steps"], "samples": line["samples"]})
@@ -245,7 +239,8 @@ def _plans(journal: Journal, identity: Mapping[str, Any], aggregate: Aggregate) 
             steps_shown.append({
                 "step": clip(step.id, LINE), "wanted": clip(step.skill, LINE), "needs": [clip(id, LINE) for id in sorted(step.first())],
                 "skill": row and clip(row.skill or "", LINE), "seconds": row and row.seconds, "samples": took.samples,
-                "flagged": took.flagged, "failed": tried.get(f"{path}/{step.id}", [])[:VOTES], "answer": row and clip(row.answer, ANSWER),
+                "flagged": took.flagged, "failed": tried.get(f"{path}/{step.id}", [])[:VOTES],
+                "answer": row and clip(redact(row.answer), ANSWER),
             })  # fmt: skip
         shown.append({"path": path, "steps": steps_shown, "left_out": max(0, len(listed) - PLAN)})
     return shown

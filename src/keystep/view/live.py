@@ -72,14 +72,14 @@ def app(journal: Journal, ending: Callable[[], bool] = lambda: False, host: str 
         return _page("runs", await listed.look(), "/events")
 
     async def list_events(http: Request) -> Response:
-        return _stream(http, listed.look, ending)
+        return _stream(listed.look, ending)
 
     async def run_page(http: Request) -> Response:
         watching = await run_in_threadpool(watch, http)
         return _page(watching.run, await watching.look(), f"/runs/{quote(watching.run, safe='')}/events")
 
     async def run_events(http: Request) -> Response:
-        return _stream(http, (await run_in_threadpool(watch, http)).look, ending)
+        return _stream((await run_in_threadpool(watch, http)).look, ending)
 
     async def bin_part(http: Request) -> Response:
         watching = await run_in_threadpool(watch, http)
@@ -201,11 +201,11 @@ def _page(title: str, main: Markup, events: str) -> Response:
     return HTMLResponse(live(title, main, events), headers=headers)
 
 
-def _stream(http: Request, look: Callable[[], Awaitable[Markup]], ending: Callable[[], bool]) -> Response:
-    return StreamingResponse(_events(http, look, ending), media_type="text/event-stream", headers=HEADERS)
+def _stream(look: Callable[[], Awaitable[Markup]], ending: Callable[[], bool]) -> Response:
+    return StreamingResponse(_events(look, ending), media_type="text/event-stream", headers=HEADERS)
 
 
-async def _events(http: Request, look: Callable[[], Awaitable[Markup]], ending: Callable[[], bool]) -> AsyncIterator[str]:
+async def _events(look: Callable[[], Awaitable[Markup]], ending: Callable[[], bool]) -> AsyncIterator[str]:
     """The inside of the page whenever it changed, until the viewer leaves, the server ends or the run is deleted."""
     sent, at = Markup(""), time.monotonic()
     while not ending():

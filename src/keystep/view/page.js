@@ -44,9 +44,9 @@
     let content = one(`#bin-${number}`);
     if (content) content = content.content.cloneNode(true);
     else {
-      const answer = await fetch(`${location.pathname}/bins/${bar.dataset.first}`);
-      const text = await answer.text();
-      if (turn !== asked || !answer.ok) return;
+      const answer = await fetch(`${location.pathname}/bins/${bar.dataset.first}`).catch(() => null); // null: the server is away
+      const text = answer?.ok ? await answer.text() : null;
+      if (turn !== asked || text === null) return;
       content = document.createRange().createContextualFragment(text);
     }
     const open = openOnes(panel);

@@ -88,15 +88,15 @@ def render(template: str, **values: Any) -> Markup:
 
 def live(title: str, main: Markup, events: str) -> str:
     """A page that is served, with the address of its news."""
-    return shell(title, main, events=events)
+    return _shell(title, main, events=events)
 
 
 def _page(title: str, main: Markup, panels: Iterable[Markup]) -> str:
     inert = Markup("\n").join(Markup('<template id="bin-{}">{}</template>').format(number, each) for number, each in enumerate(panels))
-    return shell(title, main, panels=inert, written=time.time())
+    return _shell(title, main, panels=inert, written=time.time())
 
 
-def shell(title: str, main: Markup, *, panels: Markup = Markup(""), written: float | None = None, events: str | None = None) -> str:
+def _shell(title: str, main: Markup, *, panels: Markup = Markup(""), written: float | None = None, events: str | None = None) -> str:
     style, script = (Markup((_HERE / name).read_text("utf-8")) for name in ("style.css", "page.js"))
     template = _environment().get_template("page.html")
     return template.render(
