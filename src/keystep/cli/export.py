@@ -52,7 +52,7 @@ def export(
                 sys.stdout.write(_line(step))
             return
         write = _write_parquet if format is Format.parquet else _write_jsonl
-        with _whole(out) as file:
+        with whole_file(out) as file:
             count = write(_steps(store, run), file)
     finally:
         store.close()
@@ -108,7 +108,7 @@ def _line(step: dict[str, Any]) -> str:
 
 
 @contextmanager
-def _whole(path: Path) -> Iterator[IO[bytes]]:
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
     """A file that is there when it is whole, or not at all."""
     part = path.with_name(f"{path.name}.part")
     try:

@@ -13,12 +13,10 @@ import json
 import logging
 import math
 import secrets
-import socket
 import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
-from ipaddress import ip_address
 from typing import Any
 
 import uvicorn
@@ -30,6 +28,7 @@ from starlette.routing import Route
 
 from keystep.errors import BadInput, KeystepError, ModelError, Refused
 from keystep.lm.base import LM, Message, Prompt, Request, Sample, ToolCall
+from keystep.lm.listen import listen
 
 log = logging.getLogger(__name__)
 
@@ -44,19 +43,9 @@ def serve(lms: Mapping[str, LM], host: str = "127.0.0.1", port: int = 8377, *, a
     Raises:
         BadInput: an address that other machines reach, unless `allow_remote`; a port that is taken.
     """
-    if not allow_remote and not _is_loopback(host):
-        mend = "use 127.0.0.1, or allow it by name: anyone who reaches this address can use the models"
-        raise BadInput("this address is open to other machines", field="host", value=host, mend=mend)
-    if not 0 <= port <= 65535:
-        raise BadInput("no such port", field="port", value=port, mend="give 0 to 65535")
-    server = uvicorn.Server(uvicorn.Config(app(lms), log_level="warning"))
-    bare = host.strip("[]")
-    try:
-        listening = socket.create_server((bare, port), family=socket.AF_INET6 if ":" in bare else socket.AF_INET)
-    except OSError as error:
-        raise BadInput(f"cannot listen at {host}:{port} ({error.strerror})", field="port", mend="give another port") from None
-    with listening, suppress(KeyboardInterrupt):
-        server.run(sockets=[listening])
+    risk = "" if allow_remote else "anyone who reaches this address can use the models"
+    with listen(host, port, risk=risk) as listening, suppress(KeyboardInterrupt):
+        uvicorn.Server(uvicorn.Config(app(lms), log_level="warning")).run(sockets=[listening])
 
 
 def app(lms: Mapping[str, LM]) -> Starlette:
@@ -392,10 +381,3 @@ def _tool_call(value: Any, where: str) -> ToolCall:
         name=_field(function, "name", str, must=True, within=within),
         arguments=_field(function, "arguments", str, "{}", within=within),
     )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"

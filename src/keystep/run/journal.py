@@ -440,7 +440,10 @@ class Journal:
             since = found[-1].seq + 1
 
     def select(self, statement: sa.Select[Any]) -> Iterator[sa.Row[Any]]:
-        """The rows of a query over `keystep.run.tables`, read as they are asked for, on a connection of its own."""
+        """What a statement of one's own over `keystep.run.tables` finds, read as it is asked for, from whichever thread.
+
+        On a connection of its own, so that long reading does not stand in the way of writing; memory has only one.
+        """
         if self.database.in_memory:
             yield from self._run(statement).all()
             return
