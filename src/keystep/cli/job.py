@@ -21,7 +21,8 @@ from keystep.run.vote import Rule
 
 
 class Job(BaseModel):
-    """One field per flag; see `keystep run --help`. Paths are absolute. It holds no secrets: only the names of environment variables."""
+    """One field per flag of `keystep run`; `serve` has many of them. Paths are absolute. It holds no secrets: only the names of environment
+    variables."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -149,15 +150,17 @@ class Job(BaseModel):
         flags = {"temperature": self.temperature, "max_tokens": self.max_tokens}
         return Sampling(**{name: value for name, value in flags.items() if value is not None})  # type: ignore[arg-type]
 
+    def budget(self) -> Budget:
+        return Budget(calls=self.budget_calls, tokens=self.budget_tokens, cost=self.budget_cost, seconds=self.budget_seconds)
+
     def build_run(self, procedure: Procedure, model: LM, journal: Journal, id: str | None = None) -> Run:
         if self.record:
             from keystep.lm.replay import Record
 
             model = Record(model, self.record)
-        budget = Budget(calls=self.budget_calls, tokens=self.budget_tokens, cost=self.budget_cost, seconds=self.budget_seconds)
         return Run(
             model, vote=self.rule(), flags=[TooLong(self.too_long)] if self.too_long else [], journal=journal, seed=self.seed, id=id,
-            sampling=self.sampling(), budget=budget, keep_samples=self.keep_samples, speculate=self.speculate,
+            sampling=self.sampling(), budget=self.budget(), keep_samples=self.keep_samples, speculate=self.speculate,
             spec=self.model_dump(mode="json"),
         )  # fmt: skip
 

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from keystep.cli.defaults import AHEAD_BY, JOURNAL, MODEL, number, whole
+from keystep.cli.defaults import AHEAD_BY, JOURNAL, MODEL
+from keystep.cli.defaults import number_option as _number
+from keystep.cli.defaults import whole_option as _whole
 from keystep.cli.forecast import TARGET, forecast_first
 from keystep.errors import BadInput, KeystepError, Undecided
 
@@ -20,14 +22,6 @@ if TYPE_CHECKING:
     from keystep.run import Outcome, Run
     from keystep.run.compare import Way
     from keystep.run.journal import Journal
-
-
-def _whole(help: str, panel: str) -> Any:
-    return typer.Option(parser=whole, metavar="N", help=help, rich_help_panel=panel)
-
-
-def _number(help: str, panel: str) -> Any:
-    return typer.Option(parser=number, metavar="X", help=help, rich_help_panel=panel)
 
 
 JournalUrl = Annotated[str, typer.Option("--journal", metavar="URL", help="Where the run is kept: a path or a database URL.")]

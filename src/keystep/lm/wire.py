@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 
 from keystep.errors import BadInput, KeystepError, ModelError, Refused
-from keystep.lm.base import Message, Prompt, Request, Sample, ToolCall
+from keystep.lm.base import Message, Prompt, Request, Sample, ToolCall, tool_name
 
 MOST_CHOICES = 1024  # n times the number of prompts
 MOST_TOKENS = 1_000_000
@@ -276,12 +276,6 @@ def _tools(body: dict[str, Any]) -> tuple[list[dict[str, Any]], bool]:
     if not named:
         raise BadInput("is none of the tools", field=f"{within}name", value=name)
     return named, True
-
-
-def tool_name(tool: dict[str, Any]) -> str | None:
-    """The name of a function in a tool definition."""
-    function = tool.get("function")
-    return function.get("name") if isinstance(function, dict) else None
 
 
 def _message(value: Any, where: str) -> Message:
