@@ -11,6 +11,7 @@ from keystep.errors import BadInput
 from keystep.run.flags import Flag
 
 MATCH_SECONDS = 0.5  # for one text; a pattern that backtracks longer than that has not matched
+_BROKEN = (RecursionError, TypeError, AttributeError, ValueError, LookupError, ArithmeticError, re.error)  # what a strange schema leads to
 
 
 def json_value(text: str, number: Callable[[str], Any] = float) -> Any:
@@ -41,7 +42,7 @@ def by_schema(schema: dict[str, Any], field: str) -> Callable[[Any], None]:
     except exceptions.SchemaError as error:
         where = ".".join((field, *map(str, error.path)))
         raise BadInput(f"is not a JSON schema: {error.message}", field=where, value=error.instance, mend="see json-schema.org") from None
-    except (RecursionError, TypeError, re.error) as error:
+    except _BROKEN as error:
         raise BadInput(f"is not a JSON schema: {error}", field=field, value=schema, mend="see json-schema.org") from None
 
     def pattern(validator: Any, wanted: str, value: Any, schema: Any) -> Iterator[exceptions.ValidationError]:
@@ -55,7 +56,7 @@ def by_schema(schema: dict[str, Any], field: str) -> Callable[[Any], None]:
             error = next(validator.iter_errors(value), None)
         except TimeoutError:
             raise Flag("the match took too long") from None
-        except (Unresolvable, re.error, regex.error, RecursionError) as error:
+        except (Unresolvable, regex.error, *_BROKEN) as error:
             raise BadInput(f"cannot be applied: {error}", field=field, value=schema, mend="mend its $ref or pattern") from None
         if error is not None:
             raise Flag(f"not by the schema: {error.message[:100]}")
