@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -18,6 +18,9 @@ from keystep.run.builtin import BUILTIN, builtin
 from keystep.run.many import input_rows
 from keystep.run.procedure_file import YamlProcedure, from_file
 from keystep.run.vote import Rule
+
+if TYPE_CHECKING:
+    from keystep.run.tracing import Tracing
 
 
 class Job(BaseModel):
@@ -153,7 +156,9 @@ class Job(BaseModel):
     def budget(self) -> Budget:
         return Budget(calls=self.budget_calls, tokens=self.budget_tokens, cost=self.budget_cost, seconds=self.budget_seconds)
 
-    def build_run(self, procedure: Procedure, model: LM, journal: Journal, id: str | None = None) -> Run:
+    def build_run(
+        self, procedure: Procedure, model: LM, journal: Journal, id: str | None = None, tracing: Tracing | None = None
+    ) -> Run:  # fmt: skip
         if self.record:
             from keystep.lm.replay import Record
 
@@ -161,7 +166,7 @@ class Job(BaseModel):
         return Run(
             model, vote=self.rule(), flags=[TooLong(self.too_long)] if self.too_long else [], journal=journal, seed=self.seed, id=id,
             sampling=self.sampling(), budget=self.budget(), keep_samples=self.keep_samples, speculate=self.speculate,
-            spec=self.model_dump(mode="json"),
+            spec=self.model_dump(mode="json"), tracing=tracing,
         )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import typer
 from keystep.cli.defaults import AHEAD_BY, MODEL, whole
 from keystep.cli.defaults import number_option as _number
 from keystep.cli.defaults import whole_option as _whole
+from keystep.cli.telemetry import Otel, OtelContent, sent
 
 PORT, MODEL_PORT = 8378, 8377
 MOST_VOTES = 10
@@ -41,6 +42,8 @@ def serve(
     budget_tokens: Annotated[int | None, _whole("Most tokens of one request.", "Budget")] = None,
     budget_cost: Annotated[float | None, _number("Most money of one request.", "Budget")] = None,
     budget_seconds: Annotated[float | None, _number("Most seconds of one request.", "Budget")] = None,
+    otel: Otel = False,
+    otel_content: OtelContent = False,
 ) -> None:  # fmt: skip
     """Serve models behind the OpenAI interface, with every answer decided by vote."""
     given = dict(locals())
@@ -61,15 +64,16 @@ def serve(
         raise BadInput("is at least 1", field="--most-votes", value=most_votes)
     if journal is not None:
         open_journal(journal, must_exist=False).close()
-    shared: dict[str, Any] = {
-        "vote": job.rule(), "key": VoteKey.read(key), "flags": [TooLong(too_long)] if too_long else [], "budget": job.budget(),
-        "journal": journal,
-    }  # fmt: skip
-    voted = {lm.name: Voted(lm, **shared) for lm in models}
     sampling = job.sampling()
     default = Request("", temperature=sampling.temperature, max_tokens=sampling.max_tokens)
-    typer.echo(f"serving voted answers of {', '.join(voted)} at http://{host}:{port}/v1 (stop with Ctrl-C)", err=True)
-    listen(app(voted, default=default, most_votes=most_votes), host, port, allow_remote=allow_remote)
+    with sent(otel, otel_content) as tracing:
+        shared: dict[str, Any] = {
+            "vote": job.rule(), "key": VoteKey.read(key), "flags": [TooLong(too_long)] if too_long else [], "budget": job.budget(),
+            "journal": journal, "tracing": tracing,
+        }  # fmt: skip
+        voted = {lm.name: Voted(lm, **shared) for lm in models}
+        typer.echo(f"serving voted answers of {', '.join(voted)} at http://{host}:{port}/v1 (stop with Ctrl-C)", err=True)
+        listen(app(voted, default=default, most_votes=most_votes), host, port, allow_remote=allow_remote)
 
 
 def serve_model(model: Models = None, host: Host = "127.0.0.1", port: Port = MODEL_PORT) -> None:

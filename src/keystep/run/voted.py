@@ -11,10 +11,10 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from keystep.errors import BadInput
 from keystep.lm.base import LM, Request, Sample, ToolCall, as_finished, draw_key, tool_name
@@ -26,6 +26,9 @@ from keystep.run.reading import by_last_match, by_schema, json_value
 from keystep.run.run import Context, Run
 from keystep.run.vote import AheadBy, Rule
 from keystep.task import Task
+
+if TYPE_CHECKING:
+    from keystep.run.tracing import Tracing
 
 LONGEST_PATTERN = 1000
 
@@ -83,15 +86,16 @@ class Voted(LM):
         flags: red flags that every sample has to pass.
         budget: of every single request.
         journal: a path or a database URL; None keeps nothing.
+        tracing: OpenTelemetry spans of every request; None makes none.
     """
 
     def __init__(
         self, lm: LM, *, vote: Rule | None = None, key: VoteKey | str | None = None, flags: Sequence[RedFlag] = (),
-        budget: Budget | None = None, journal: str | Path | None = None, name: str | None = None,
+        budget: Budget | None = None, journal: str | Path | None = None, tracing: Tracing | None = None,
     ) -> None:  # fmt: skip
-        self.lm, self.name, self.rule, self.flags = lm, name or lm.name, AheadBy() if vote is None else vote, tuple(flags)
+        self.lm, self.name, self.rule, self.flags = lm, lm.name, AheadBy() if vote is None else vote, tuple(flags)
         self.key = VoteKey.read(key) if isinstance(key, str) else key or VoteKey()
-        self.budget, self.journal = budget or Budget(), journal
+        self.budget, self.journal, self.tracing = budget or Budget(), journal, tracing
 
     def identity(self) -> Any:
         return {"voted": self.lm.identity(), "vote": repr(self.rule), "key": str(self.key), "flags": [repr(flag) for flag in self.flags]}
@@ -124,11 +128,14 @@ class Voted(LM):
         """
         first = requests[0]
         wanted = key or (VoteKey("json") if first.schema is not None else self.key)
-        votes = _Votes(requests, wanted, must_call, self.flags, tell or (lambda index, stands: None))
+        votes = VotedAnswers(requests, wanted, must_call, self.flags, tell or (lambda index, stands: None))
         rule, seed = vote or self.rule, draw_key(first.seed, first.key) & 0x7FFFFFFF
         if self.journal is None:
-            return await votes.taken(Asking(self.lm, rule, seed=seed, budget=self.budget))
-        run = Run(self.lm, vote=rule, flags=self.flags, budget=self.budget, journal=self.journal, id=id, seed=seed)
+            spans = None if self.tracing is None else self.tracing.of(id or "")
+            return await votes.taken(Asking(self.lm, rule, seed=seed, budget=self.budget, spans=spans))
+        run = Run(
+            self.lm, vote=rule, flags=self.flags, budget=self.budget, journal=self.journal, id=id, seed=seed, tracing=self.tracing
+        )  # fmt: skip
         try:
             await run.solve(votes, Task(goal="voted answers"))
             return votes.decided
@@ -136,7 +143,7 @@ class Voted(LM):
             run.close()
 
 
-class _Votes:
+class VotedAnswers:
     """The votes of one run, side by side."""
 
     def __init__(self, requests: Sequence[Request], key: VoteKey, must_call: bool, flags: tuple[RedFlag, ...], tell: Tell) -> None:
@@ -162,9 +169,12 @@ class _Votes:
 
         async def asked(request: Request, index: int, reading: _Reading) -> Answer:
             this = replace(asking, flags=(reading,), sampling=Sampling(**_sampling(request)))
-            return await ask(this, (request.prompt,), f"0/{index}/0", meter, parse=reading.parse)
+            answer = await ask(this, (request.prompt,), f"0/{index}/0", meter, parse=reading.parse)
+            meter.steps += 1
+            return answer
 
-        return await self._all(asked)
+        with nullcontext() if asking.spans is None else asking.spans.running(type(self).__name__, meter):
+            return await self._all(asked)
 
     async def _all(self, asked: Callable[[Request, int, _Reading], Awaitable[Answer]]) -> list[Decided]:
         async def vote(request: Request, index: int) -> Decided:
