@@ -290,6 +290,15 @@ def test_nothing_of_opentelemetry_is_imported_where_it_is_off():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.parametrize(("library", "module"), [("opentelemetry", "keystep.run.tracing"), ("dspy", "keystep.lm.dspy")])
+def test_a_missing_extra_says_how_to_install_it(library, module):
+    code = f"import sys; sys.modules['{library}'] = None; import {module}"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    extra = {"opentelemetry": "otel", "dspy": "dspy"}[library]
+    assert result.returncode == 1 and f"MissingExtra: {'tracing' if extra == 'otel' else 'as_dspy'} needs" in result.stderr
+    assert f"pip install 'keystep[{extra}]'" in result.stderr
+
+
 # Over the wire.
 
 
