@@ -402,16 +402,23 @@ def test_a_client_that_leaves_stops_the_work(stream):
 
 def test_with_a_journal_every_request_is_a_run(tmp_path):
     journal = tmp_path / "runs.db"
-    voted = Voted(Worker(ERRING), journal=journal)
-    bare = Voted(Worker(ERRING))
-    with served(m=voted, bare=bare) as address, openai.OpenAI(base_url=f"{address}/v1", api_key="none") as client:
-        answer = ask(client, PROMPTS[0], "m", seed=3, n=2)
-        without = ask(client, PROMPTS[0], "bare", seed=3, n=2)
-    assert (answer.choices, answer.usage) == (without.choices, without.usage)
+    voted, bare = Voted(Worker(ERRING, pause=True), journal=journal), Voted(Worker(ERRING))
+
+    async def ten(client, model):
+        return await asyncio.gather(*(ask(client, PROMPTS[0], model, seed=seed, n=2) for seed in range(10)))
+
+    async def both(address):
+        async with openai.AsyncOpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0) as client:
+            return await ten(client, "m"), await ten(client, "bare")
+
+    with served(m=voted, bare=bare) as address:
+        kept, unkept = asyncio.run(both(address))
+    assert [(answer.choices, answer.usage) for answer in kept] == [(answer.choices, answer.usage) for answer in unkept]
     store = Journal(journal)
-    (run,) = store.all_runs()
-    assert (run["id"], run["status"]) == (answer.id, "finished")
-    assert [each["text"] for each in run["result"]] == [TRUTH[0]] * 2
+    runs = {run["id"]: run for run in store.all_runs()}
+    assert runs.keys() == {answer.id for answer in kept} and {run["status"] for run in runs.values()} == {"finished"}
+    for answer in kept:
+        assert [each["text"] for each in runs[answer.id]["result"]] == [choice.message.content for choice in answer.choices]
     store.close()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import Annotated, Any
 
 import typer
@@ -72,6 +73,8 @@ def serve(
             "journal": journal, "tracing": tracing,
         }  # fmt: skip
         voted = {lm.name: Voted(lm, **shared) for lm in models}
+        if otel:
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # then, too, what has been made is sent off
         typer.echo(f"serving voted answers of {', '.join(voted)} at http://{host}:{port}/v1 (stop with Ctrl-C)", err=True)
         listen(app(voted, default=default, most_votes=most_votes), host, port, allow_remote=allow_remote)
 
