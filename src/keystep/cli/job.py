@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -20,9 +20,13 @@ from keystep.run.many import input_rows
 from keystep.run.procedure_file import YamlProcedure, from_file
 from keystep.run.vote import Rule
 
+if TYPE_CHECKING:
+    from keystep.run.tracing import Tracing
+
 
 class Job(BaseModel):
-    """One field per flag; see `keystep run --help`. Paths are absolute. It holds no secrets: only the names of environment variables."""
+    """One field per flag of `keystep run`; `serve` has many of them. Paths are absolute. It holds no secrets: only the names of environment
+    variables."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -150,16 +154,20 @@ class Job(BaseModel):
         flags = {"temperature": self.temperature, "max_tokens": self.max_tokens}
         return Sampling(**{name: value for name, value in flags.items() if value is not None})  # type: ignore[arg-type]
 
-    def build_run(self, procedure: Procedure, model: LM, journal: Journal, id: str | None = None) -> Run:
+    def budget(self) -> Budget:
+        return Budget(calls=self.budget_calls, tokens=self.budget_tokens, cost=self.budget_cost, seconds=self.budget_seconds)
+
+    def build_run(
+        self, procedure: Procedure, model: LM, journal: Journal, id: str | None = None, tracing: Tracing | None = None
+    ) -> Run:  # fmt: skip
         if self.record:
             from keystep.lm.replay import Record
 
             model = Record(model, self.record)
-        budget = Budget(calls=self.budget_calls, tokens=self.budget_tokens, cost=self.budget_cost, seconds=self.budget_seconds)
         return Run(
             model, vote=self.rule(), flags=[TooLong(self.too_long)] if self.too_long else [], journal=journal, seed=self.seed, id=id,
-            sampling=self.sampling(), budget=budget, keep_samples=self.keep_samples, speculate=self.speculate,
-            spec=self.model_dump(mode="json"),
+            sampling=self.sampling(), budget=self.budget(), keep_samples=self.keep_samples, speculate=self.speculate,
+            spec=self.model_dump(mode="json"), tracing=tracing,
         )  # fmt: skip
 
 

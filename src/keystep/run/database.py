@@ -33,7 +33,7 @@ class Database:
     """A connection to the database at `url` (a path or a database URL; empty keeps it in memory), with the journal's tables.
 
     Attributes:
-        shown: the URL without its password, for messages.
+        shown: the path, or the URL without its password, for messages.
         remote: whether it is a server, which may go away and come back.
         in_memory: whether there is but one connection.
 
@@ -49,7 +49,7 @@ class Database:
             where = sa.make_url(url) if "://" in url else sa.URL.create("sqlite", database=url)
         except (sa.exc.ArgumentError, ValueError):
             raise BadInput("is not a database URL", field="journal", mend=_MEND) from None
-        self.shown = where.render_as_string(hide_password=True)
+        self.shown = where.render_as_string(hide_password=True) if "://" in url else url
         name = where.get_backend_name()
         self.remote, self.in_memory = name == "postgresql", False
         options: dict[str, Any] = {}

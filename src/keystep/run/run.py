@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 from pydantic_core import to_jsonable_python
@@ -33,6 +33,9 @@ from keystep.run.procedure import Procedure, adapted
 from keystep.run.vote import AheadBy, Rule
 from keystep.skill import SkillLibrary
 from keystep.task import Task
+
+if TYPE_CHECKING:
+    from keystep.run.tracing import Tracing
 
 Effect = Callable[[str], Awaitable[Any]]
 
@@ -78,6 +81,7 @@ class Run:
         speculate: start a step on the leading answer while the vote before it closes. Results do not change, waiting gets shorter, and
             some samples may be drawn for nothing.
         spec: how to build this work again, as JSON (kept for `keystep resume`).
+        tracing: OpenTelemetry spans of the run, its steps and its calls (`keystep.run.tracing.Tracing`); None makes none.
 
     Raises:
         BadInput: a setting out of range.
@@ -98,6 +102,7 @@ class Run:
         keep_samples: bool = False,
         speculate: bool = False,
         spec: Any = None,
+        tracing: Tracing | None = None,
     ) -> None:
         rule = AheadBy() if vote is None else vote
         self.asking = Asking(lm, rule, tuple(flags), sampling or Sampling(), seed, budget or Budget())
@@ -105,6 +110,8 @@ class Run:
             warnings.warn("at temperature 0 one model gives the same vote every time: more than one buys nothing", stacklevel=2)
         self.journal = journal if isinstance(journal, Journal) else Journal(journal)
         self.id = id or f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+        if tracing is not None:
+            self.asking = replace(self.asking, spans=tracing.of(self.id))
         self.keep_samples, self.speculate, self.spec = keep_samples, speculate, spec
         self.meter = Meter()
         self.expected: int | None = None  # steps of the work under way, where known
@@ -210,13 +217,19 @@ class Run:
             )  # fmt: skip
         self.meter.started = time.monotonic()
         self._open = True
+        if self.asking.spans is not None:
+            self.asking.spans.begin(self.journal.run(self.id)["name"])
 
     def _stop(self, error: BaseException) -> None:
+        if self.asking.spans is not None:
+            self.asking.spans.failed(error)
         self._end("stopped", why=str(error) if isinstance(error, KeystepError) else type(error).__name__)
 
     def _end(self, status: str, *, why: str | None = None, result: Any = None) -> None:
         if self._open:
             self.meter.seconds_before, self.meter.started, self._open = self.meter.seconds, time.monotonic(), False
+            if self.asking.spans is not None:
+                self.asking.spans.end(status, self.meter)
             self.journal.end(status, why=why, result=result)
 
     def _outcome(self, path: str, work: Plan | Procedure, result: Any) -> Outcome:
