@@ -34,8 +34,15 @@ check: .venv/dev
 test-slow: .venv/dev
 	$(BIN)/python -m pytest -m slow --timeout=3600
 
-bench: .venv/dev
-	for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
+# The engines that benchmarks/engine.py is compared with.
+.venv-bench/made: benchmarks/requirements.txt
+	test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet --requirement benchmarks/requirements.txt
+	touch $@
+
+# `make bench FLAGS=--quick` sees that they run, and writes nothing (but for zero_errors.py, which has one size).
+bench: .venv/dev .venv-bench/made
+	for file in benchmarks/*.py; do $(BIN)/python $$file $(FLAGS) || exit 1; done
 
 docs: .venv/dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
@@ -46,4 +53,4 @@ train: .venv/dev
 	  $(BIN)/python training/train.py $$name && $(BIN)/python training/card.py $$name || exit 1; done
 
 clean:
-	rm -rf .venv site build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-bench site build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -273,7 +273,7 @@ def test_killed_and_resumed(here, server):
 
 
 def test_help_and_version_load_nothing_heavy():
-    heavy = ["numpy", "sqlalchemy", "openai", "torch", "transformers", "jinja2", "starlette", "yaml", "safetensors"]
+    heavy = ["numpy", "sqlalchemy", "aiohttp", "torch", "transformers", "jinja2", "starlette", "yaml", "safetensors"]
     code = f"""
 import sys
 from keystep.cli import app

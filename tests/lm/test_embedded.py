@@ -371,7 +371,7 @@ def in_a_new_process(code: str) -> str:
     "code", ["import keystep.lm", "import keystep.lm.embedded.hanoi, keystep.lm.embedded.ledger", "import keystep; keystep.lm"]
 )
 def test_names_and_prompts_load_nothing_heavy(code: str) -> None:
-    heavy = "numpy", "safetensors", "openai", "torch"
+    heavy = "numpy", "safetensors", "aiohttp", "torch"
     assert in_a_new_process(f"{code}; import sys; print([name for name in {heavy} if name in sys.modules])").strip() == "[]"
 
 

@@ -1,6 +1,7 @@
 """The endpoint against keystep's own server over real HTTP, and against servers that misbehave."""
 
 import asyncio
+import base64
 import json
 import time
 from contextlib import aclosing
@@ -90,6 +91,26 @@ def test_embeddings_prices_and_identity(address, tmp_path):
     assert secret.identity() == {"model": "echo", "base_url": "http://127.0.0.1:1/v1", "api": "chat", "extra_body": {"top_k": 3}}
 
 
+def test_user_password_and_query_of_the_address_are_sent():
+    server = Faulty((200, {}, chat_answer("ok")))
+    with server.serving() as url:
+        quick(url.replace("//", "//me:pass%20word@") + "/?version=3").complete_sync("hi")
+    (sent,) = server.headers
+    assert sent["authorization"] == f"Basic {base64.b64encode(b'me:pass word').decode()}"
+    assert sent[":path"] == "/v1/chat/completions?version=3"
+
+
+def test_the_proxy_that_the_environment_names_is_used(monkeypatch):
+    server = Faulty((200, {}, chat_answer("ok")))
+    with server.serving() as url:
+        monkeypatch.setenv("http_proxy", url.removesuffix("/v1"))
+        assert quick("http://models.invalid/v1").complete_sync("hi")[0].text == "ok"
+        assert server.headers[0][":path"] == "http://models.invalid/v1/chat/completions"
+        monkeypatch.setenv("no_proxy", "models.invalid")
+        with pytest.raises(ModelError, match="connection failed"):
+            quick("http://models.invalid/v1", retries=0).complete_sync("hi")
+
+
 def test_a_refusal_and_an_unknown_model_are_typed_and_not_retried(address, echo):
     before = len(echo.asked)
     with pytest.raises(Refused, match="it knows everything else"):
@@ -105,16 +126,16 @@ def test_one_endpoint_serves_several_event_loops_and_closes_its_connections(addr
 
     async def ask():
         await lm.complete("hi")
-        clients.extend(here.client for here in lm._loops.values())
+        clients.extend(here.session for here in lm._loops.values())
 
     asyncio.run(ask())
     asyncio.run(ask())
-    assert len(lm._loops) == 1 and all(client.is_closed() for client in clients)
+    assert len(lm._loops) == 1 and all(client.closed for client in clients)
 
     async def close():
         await ask()
         await lm.close()
-        assert not lm._loops and clients[-1].is_closed()
+        assert not lm._loops and clients[-1].closed
         assert await lm.complete("again")
 
     asyncio.run(close())
@@ -155,9 +176,12 @@ def test_the_embedded_models_answer_over_http_as_in_process():
         (200, {}, []),
         (200, {}, error_answer("upstream broke")),
         (200, {"content-type": "text/html"}, "<html>"),
+        (200, {}, b'{"choices": [{"message": {"content": "ok"}]'),
+        (200, {}, b""),
         "reset",
         "truncated",
         "short",
+        "cut",
     ],
     ids=str,
 )
@@ -169,8 +193,9 @@ def test_a_passing_fault_is_tried_again(fault):
     assert len(server.bodies) == 3 and server.bodies[0] == server.bodies[2]
 
 
-def test_a_hanging_server_times_out_and_is_tried_again():
-    server = Faulty("hang", (200, {}, chat_answer("ok")))
+@pytest.mark.parametrize("fault", ["hang", "drip"])
+def test_a_hanging_server_times_out_and_is_tried_again(fault):
+    server = Faulty(fault, (200, {}, chat_answer("ok")))
     with server.serving() as url:
         lm = quick(url, timeout=0.2)
         assert lm.complete_sync("hi")[0].text == "ok" and server.left.acquire(timeout=10)
@@ -191,7 +216,7 @@ def test_after_all_tries_the_error_says_what_happened():
 def test_a_lasting_fault_is_not_tried_again_and_shows_no_secret(status):
     server = Faulty((status, {}, error_answer(f"Incorrect API key provided: {KEY} of sk-other0123456789, header tok3n-value")))
     with server.serving() as url, pytest.raises(ModelError, match="Incorrect API key") as caught:
-        quick(url, headers={"x-token": "tok3n-value"}).complete_sync("hi")
+        quick(url, headers={"X-Token": "tok3n-value"}).complete_sync("hi")
     assert len(server.bodies) == 1
     assert (server.headers[0]["authorization"], server.headers[0]["x-token"]) == (f"Bearer {KEY}", "tok3n-value")
     said = f"{caught.value} {caught.value.__dict__}"

@@ -52,7 +52,7 @@ def journaled(path):
         return {seq for (seq,) in database.execute("SELECT seq FROM steps")}
 
 
-def attempt(settings, path, log, fault):
+def attempt(settings, path, log, fault, patience=200):
     """Run the child until it ends, or is killed at a named point (text) or so many seconds after its start (number); its return code."""
     armed = {"KEYSTEP_FAULT": fault} if isinstance(fault, str) else {}
     command = [sys.executable, killed.__file__, json.dumps(settings), str(path), str(log)]
@@ -60,7 +60,7 @@ def attempt(settings, path, log, fault):
         assert child.stdout is not None
         assert child.stdout.readline() == "ready\n"
         try:
-            return child.wait(timeout=fault if isinstance(fault, float) else 200)
+            return child.wait(timeout=fault if isinstance(fault, float) else patience)
         except subprocess.TimeoutExpired:
             child.kill()
             return child.wait()

@@ -319,3 +319,30 @@ def test_nothing_is_begun_behind_the_end():
 
 def test_an_id_is_drawn_where_none_is_given():
     assert re.fullmatch(r"\d{8}-\d{6}-[0-9a-f]{6}", Run(Worker()).id)
+
+
+def test_a_run_whose_model_never_waits_can_be_cancelled():
+    run = Run(Worker(), vote=First())
+
+    async def cancelled():
+        task = asyncio.create_task(run.execute(Hanoi(12)))
+        asyncio.get_running_loop().call_soon(task.cancel)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(cancelled())
+    assert run.meter.steps < Hanoi(12).total()
+    run.close()
+
+
+def test_of_samples_with_the_same_text_one_is_parsed():
+    class Counting(Sum):
+        parsed = 0
+
+        def parse(self, text, state):
+            self.parsed += 1
+            return super().parse(text, state)
+
+    work = Counting(steps=2)
+    outcome = Run(Scripted(["1", "2", "1", "1", "1"]), vote=AheadBy(3)).execute_sync(work)
+    assert (outcome.samples, outcome.result, work.parsed) == (10, 2, 4)

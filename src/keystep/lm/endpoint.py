@@ -9,6 +9,7 @@ the chat model continues it or starts anew is the server's affair (`api="complet
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import logging
 import os
@@ -17,15 +18,15 @@ import re
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, TypeVar
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
+from urllib.request import getproxies, proxy_bypass
 
-import openai
+import aiohttp
 
 from keystep.errors import BadInput, ModelError, Refused
 from keystep.lm.base import LM, Message, Request, Sample, ToolCall, as_finished, as_messages, draw_key
@@ -92,8 +93,10 @@ class Endpoint(LM):
         self.api, self.timeout, self.retries, self.backoff, self.longest_wait = api, timeout, retries, backoff, longest_wait
         self.logprobs, self.reasoning, self.extra_body = logprobs, reasoning, dict(extra_body or {})
         self.price = _price(prices, model)
-        self._options: dict[str, Any] = {"base_url": base_url, "api_key": key or "none", "default_headers": dict(headers or {})}
-        self._secrets = (key or "", base_url if base_url != self.base_url else "", *(headers or {}).values())
+        self._query = urlsplit(base_url).query
+        own = {name.lower(): value for name, value in (headers or {}).items()}
+        self._headers = _request_headers(urlsplit(base_url), key or "none") | own
+        self._secrets = (key or "", base_url if base_url != self.base_url else "", self._query, *own.values())
         self._left_out = {"max_tokens", "temperature", "top_p"} if reasoning else set[str]()
         self._pace = Pace(concurrency)
         self._requests = Bucket(requests_per_minute) if requests_per_minute else None
@@ -119,6 +122,8 @@ class Endpoint(LM):
             for sample in samples:
                 yield sample
         missing = range(request.first + got, request.first + request.n)
+        if not missing:
+            return
         async with aclosing(as_finished(self._ask(request, index, 1) for index in missing)) as answers:
             async for (sample,) in answers:
                 yield sample
@@ -159,9 +164,8 @@ class Endpoint(LM):
             body["prompt"] = _plain_text(request) + request.prefix
         if self.logprobs:
             body["logprobs"] = True if self.api == "chat" else 1
-        if self.extra_body:
-            body["extra_body"] = self.extra_body
-        path = "chat.completions" if self.api == "chat" else "completions"
+        body |= self.extra_body
+        path = "chat/completions" if self.api == "chat" else "completions"
         units = len(json.dumps(body.get("messages", body.get("prompt")))) // 4 + n * request.max_tokens
         return await self._post(path, body, units, lambda answer, seconds: self._samples(answer, request, first, n, seconds))
 
@@ -201,7 +205,7 @@ class Endpoint(LM):
             ModelError: the server refuses the request, or all tries failed.
         """
         here = await self._here()
-        create = attrgetter(path)(here.client).with_raw_response.create
+        url = f"{self.base_url}/{path}" + (f"?{self._query}" if self._query else "")
         tries = 0
         while True:
             async with here.gate:
@@ -211,24 +215,26 @@ class Endpoint(LM):
                 began = time.perf_counter()
                 overloaded, asked, spent = False, None, 0
                 try:
-                    async with asyncio.timeout(self.timeout):
-                        raw = await create(**sent)
-                    answer = json.loads(raw.text)
+                    async with asyncio.timeout(self.timeout), here.session.post(url, data=json.dumps(sent)) as raw:
+                        text = await raw.read()
+                    if not raw.ok:
+                        raise _StatusError(raw.status, raw.headers, text)
+                    answer = json.loads(text)
                     if isinstance(answer, dict) and answer.get("error"):  # some gateways say it with status 200
                         raise ValueError(str(answer["error"])[:500])
                     result = read(answer, time.perf_counter() - began)
                     spent = _total_tokens(answer) or units
                     self._pace.succeeded()
                     return result
-                except (TimeoutError, openai.APITimeoutError):
+                except TimeoutError:
                     problem, overloaded = f"no answer within {self.timeout:g} s", True
-                except openai.APIConnectionError as error:
-                    problem = f"the connection failed ({error.__cause__ or error})"
-                except openai.APIStatusError as error:
+                except _StatusError as error:
                     if self._learn(error, sent):
                         continue
                     problem = self._check(error)
-                    overloaded, asked = error.status_code in (429, 503), _asked_wait(error.response.headers)
+                    overloaded, asked = error.status in (429, 503), _asked_wait(error.headers)
+                except (aiohttp.ClientError, OSError) as error:
+                    problem = f"the connection failed ({error or type(error).__name__})"
                 except _UNREADABLE as error:
                     problem = f"it answered nothing usable ({type(error).__name__}: {error})"
                 finally:
@@ -262,9 +268,9 @@ class Endpoint(LM):
             kept["max_completion_tokens"] = body["max_tokens"]
         return kept
 
-    def _learn(self, error: openai.APIStatusError, sent: dict[str, Any]) -> bool:
+    def _learn(self, error: _StatusError, sent: dict[str, Any]) -> bool:
         """Whether the server says that it does not take an optional parameter, which is left out from now on."""
-        if error.status_code not in (400, 422) or self.reasoning is False or not _REFUSES.search(f"{error.code} {error.message}"):
+        if error.status not in (400, 422) or self.reasoning is False or not _REFUSES.search(f"{error.code} {error.message}"):
             return False
         named = [name for name in OPTIONAL if name == error.param or (not error.param and re.search(rf"['\"`]{name}['\"`]", error.message))]
         learned = [name for name in named if name in sent]
@@ -277,17 +283,17 @@ class Endpoint(LM):
             self._left_out.add(name)
             log.info("%s does not take %r: left out from now on", self.model, name)
 
-    def _check(self, error: openai.APIStatusError) -> str:
+    def _check(self, error: _StatusError) -> str:
         """What is wrong, where trying again may help.
 
         Raises:
             Refused, ModelError: where it does not.
         """
-        status, problem = error.status_code, self._clean(f"{self.model} at {self.base_url} answered {error.status_code}: {_message(error)}")
+        status, problem = error.status, self._clean(f"{self.model} at {self.base_url} answered {error.status}: {error.message}")
         if error.code == "refused":
-            raise Refused(self._clean(_message(error)), field="prompt") from None
+            raise Refused(self._clean(error.message), field="prompt") from None
         if (status in (408, 409, 429) or status >= 500) and error.code != "insufficient_quota":
-            return f"it answered {status}: {_message(error)}"
+            return f"it answered {status}: {error.message}"
         mend = {401: "check the API key", 403: "check what the API key may do", 404: "check model and base_url", 429: "check the account"}
         raise ModelError(problem, field="model", mend=mend.get(status, "")) from None
 
@@ -295,12 +301,14 @@ class Endpoint(LM):
         return redact(text, *self._secrets)
 
     async def _here(self) -> _Here:
-        """Client and queue of the running loop: connections cannot cross loops."""
+        """Connections and queue of the running loop: neither can cross loops."""
         loop = asyncio.get_running_loop()
         here = self._loops.get(loop)
         if here is None:
-            client = openai.AsyncOpenAI(**self._options, timeout=None, max_retries=0)
-            here = _Here(client, Gate(self._pace), _lifetime(client))
+            session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(), headers=self._headers, proxy=_proxy(self.base_url)
+            )
+            here = _Here(session, Gate(self._pace), _lifetime(session))
             await anext(here.lifetime)
             with self._lock:
                 self._loops = {old: kept for old, kept in self._loops.items() if not old.is_closed()} | {loop: here}
@@ -309,17 +317,48 @@ class Endpoint(LM):
 
 @dataclass(frozen=True)
 class _Here:
-    client: openai.AsyncOpenAI
+    session: aiohttp.ClientSession
     gate: Gate
     lifetime: AsyncGenerator[None]
 
 
-async def _lifetime(client: openai.AsyncOpenAI) -> AsyncGenerator[None]:
-    """Closes the client when it is closed itself: by `close`, or by the event loop, which closes its generators at its end."""
+async def _lifetime(session: aiohttp.ClientSession) -> AsyncGenerator[None]:
+    """Closes the session when it is closed itself: by `close`, or by the event loop, which closes its generators at its end."""
     try:
         yield
     finally:
-        await client.close()
+        await session.close()
+
+
+class _StatusError(Exception):
+    """An answer whose status says that something is wrong, with what it says."""
+
+    def __init__(self, status: int, headers: Mapping[str, str], text: bytes) -> None:
+        self.status, self.headers = status, headers
+        said: Any = text.decode(errors="replace")
+        with suppress(ValueError, RecursionError):
+            said = json.loads(said)
+        if isinstance(said, dict):
+            said = said.get("error") or said
+        named = said if isinstance(said, dict) else {}
+        self.code, self.param = named.get("code"), named.get("param")
+        self.message = str(named.get("message") or named.get("detail") or said)[:500]
+
+
+def _proxy(address: str) -> str | None:
+    """The proxy that the environment names for it, if any. (aiohttp's `trust_env` would ask for it anew, in a thread, at every request.)"""
+    parts = urlsplit(address)
+    return None if proxy_bypass(parts.netloc) else getproxies().get(parts.scheme)
+
+
+def _request_headers(address: SplitResult, key: str) -> dict[str, str]:
+    """What every request says: user and password where the address has them, else the key."""
+    if address.username is None:
+        allowed = f"Bearer {key}"
+    else:
+        pair = f"{unquote(address.username)}:{unquote(address.password or '')}"
+        allowed = f"Basic {base64.b64encode(pair.encode()).decode()}"
+    return {"authorization": allowed, "content-type": "application/json"}
 
 
 def _public_address(base_url: str) -> str:
@@ -425,13 +464,6 @@ def _share_out(total: int, weights: Sequence[int]) -> list[int]:
 def _total_tokens(answer: dict[str, Any]) -> int:
     usage = answer.get("usage") or {}
     return int(usage.get("prompt_tokens") or 0) + int(usage.get("completion_tokens") or 0)
-
-
-def _message(error: openai.APIStatusError) -> str:
-    """The server's own words."""
-    body = error.body
-    said = body.get("message") or body.get("detail") if isinstance(body, dict) else body
-    return str(said or error.message)[:500]
 
 
 def _asked_wait(headers: Mapping[str, str]) -> float | None:

@@ -122,56 +122,88 @@ async def ask(
     if asking.spans is not None:
         return await asking.spans.step(asking, prompts, where, meter, parse=parse, key=key, leader=leader)
     answer = Answer(value=None, json="")
-    values: dict[str, tuple[Any, str]] = {}
-    rule, started = asking.rule, time.perf_counter()
+    read = _Reader(asking.flags, parse, key)
+    rule, counts, started = asking.rule, answer.counts, time.perf_counter()
     winner = None
     while winner is None:
-        wanted = min(rule.wanted(answer.counts), rule.cap - answer.samples)
+        wanted = min(rule.wanted(counts), rule.cap - answer.samples)
         if wanted <= 0:
             answer.seconds = time.perf_counter() - started
             raise _undecided(answer, where)
-        wanted = meter.room(asking.budget, wanted)
+        flying = meter.room(asking.budget, wanted)
         point("before-ask")
-        requests = _requests(asking, prompts, where, answer.samples, wanted)
-        async with aclosing(_samples(asking.lm, requests, meter)) as drawn:
-            async for sample in drawn:
-                meter.add(sample)
-                flag, name = None, None
-                try:
-                    sample.text.encode()  # half a surrogate pair could not be journaled
-                    flag = next((reason for reason in (check(sample) for check in asking.flags) if reason), None)
-                    if flag is None:
-                        value = parse(sample.text)
-                        name = dumps(value if key is None else key(value))
-                        if name not in values:  # kept as JSON gives it back, so that a resumed run goes on from the very same value
-                            values[name] = (json.loads(dumps(value)), sample.text)
-                        answer.counts[name] = answer.counts.get(name, 0) + 1
-                except Flag as raised:
-                    flag = str(raised) or "malformed"
-                except UnicodeEncodeError:
-                    flag, sample.text = "not Unicode", sample.text.encode(errors="replace").decode()
-                except ValueError as raised:  # what int() and json.loads() raise: the same as a Flag
-                    flag = f"malformed: {raised}"
-                if flag is not None:
-                    answer.flagged += 1
-                    meter.flagged += 1
-                answer.samples += 1
-                answer.tokens_in += sample.tokens_in
-                answer.tokens_out += sample.tokens_out
-                answer.cost += sample.cost
-                answer.votes.append((sample, name, flag))
-                winner = rule.winner(answer.counts)
-                if winner is not None:
-                    break  # closing `drawn` cancels what is still under way
-        if winner is None and leader is not None and answer.counts:
-            ranked = sorted(answer.counts, key=lambda name: -answer.counts[name])
-            if len(ranked) == 1 or answer.counts[ranked[0]] > answer.counts[ranked[1]]:
-                leader(values[ranked[0]][0], ranked[0])
-    answer.value, answer.text = values[winner]
+        requests = _requests(asking, prompts, where, answer.samples, flying)
+        try:
+            async with aclosing(asking.lm.sample(requests[0]) if len(requests) == 1 else _in_parts(asking.lm, requests)) as drawn:
+                async for sample in drawn:
+                    flying -= 1
+                    meter.flying -= 1
+                    meter.add(sample)
+                    name, flag = read(sample)
+                    if name is None:
+                        answer.flagged += 1
+                        meter.flagged += 1
+                    else:
+                        counts[name] = counts.get(name, 0) + 1
+                    answer.samples += 1
+                    answer.tokens_in += sample.tokens_in
+                    answer.tokens_out += sample.tokens_out
+                    answer.cost += sample.cost
+                    answer.votes.append((sample, name, flag))
+                    winner = rule.winner(counts)
+                    if winner is not None:
+                        break  # closing `drawn` cancels what is still under way
+        finally:
+            meter.flying -= flying  # what will not come any more
+        if winner is None and leader is not None and counts:
+            ranked = sorted(counts, key=lambda name: -counts[name])
+            if len(ranked) == 1 or counts[ranked[0]] > counts[ranked[1]]:
+                leader(read.values[ranked[0]][0], ranked[0])
+    answer.value, answer.text = read.values[winner]
     answer.json = winner if key is None else dumps(answer.value)
     answer.seconds = time.perf_counter() - started
     point("after-vote")
     return answer
+
+
+class _Reader:
+    """Reads the samples of one step as votes. `values` are the candidates' (value, text), kept as JSON gives the value back, so that a
+    resumed run goes on from the very same one."""
+
+    __slots__ = ("flags", "key", "names", "parse", "values")
+
+    def __init__(self, flags: Sequence[RedFlag], parse: Parse, key: Key | None) -> None:
+        self.flags, self.parse, self.key = flags, parse, key
+        self.values: dict[str, tuple[Any, str]] = {}
+        self.names: dict[str, str] = {}  # candidates of the texts read so far: the same text is the same vote
+
+    def __call__(self, sample: Sample) -> tuple[str, None] | tuple[None, str]:
+        """The candidate that the sample votes for, or why it is flagged."""
+        text = sample.text
+        try:
+            text.encode()  # half a surrogate pair could not be journaled
+            for check in self.flags:
+                if reason := check(sample):
+                    return None, reason
+            name = self.names.get(text)
+            if name is None:
+                name = self.names[text] = self._candidate(text)
+            return name, None
+        except Flag as raised:
+            return None, str(raised) or "malformed"
+        except UnicodeEncodeError:
+            sample.text = text.encode(errors="replace").decode()
+            return None, "not Unicode"
+        except ValueError as raised:  # what int() and json.loads() raise: the same as a Flag
+            return None, f"malformed: {raised}"
+
+    def _candidate(self, text: str) -> str:
+        value = self.parse(text)
+        written = dumps(value)
+        name = written if self.key is None else dumps(self.key(value))
+        if name not in self.values:
+            self.values[name] = (json.loads(written), text)
+        return name
 
 
 def _requests(asking: Asking, prompts: Sequence[Prompt], where: str, first: int, n: int) -> list[Request]:
@@ -194,26 +226,15 @@ def _requests(asking: Asking, prompts: Sequence[Prompt], where: str, first: int,
     return requests
 
 
-async def _samples(lm: LM, requests: list[Request], meter: Meter) -> AsyncGenerator[Sample]:
+async def _in_parts(lm: LM, requests: list[Request]) -> AsyncGenerator[Sample]:
     async def all_of(request: Request) -> list[Sample]:
         async with aclosing(lm.sample(request)) as drawn:
             return [sample async for sample in drawn]
 
-    async def in_parts() -> AsyncGenerator[Sample]:
-        async with aclosing(as_finished(all_of(request) for request in requests)) as finished:
-            async for some in finished:
-                for sample in some:
-                    yield sample
-
-    flying = sum(request.n for request in requests)
-    try:
-        async with aclosing(lm.sample(requests[0]) if len(requests) == 1 else in_parts()) as drawn:
-            async for sample in drawn:
-                flying -= 1
-                meter.flying -= 1
+    async with aclosing(as_finished(all_of(request) for request in requests)) as finished:
+        async for some in finished:
+            for sample in some:
                 yield sample
-    finally:
-        meter.flying -= flying  # what will not come any more
 
 
 def _undecided(answer: Answer, where: str) -> Undecided:

@@ -47,7 +47,10 @@ class Procedure(ABC):
         """The prompt of the next step, or several wordings of it for the votes to rotate over."""
 
     def parse(self, text: str, state: Any) -> Any:
-        """The answer in the model's text; raises `Flag` (or ValueError) where it is malformed. It must not be repaired."""
+        """The answer in the model's text; raises `Flag` (or ValueError) where it is malformed. It must not be repaired.
+
+        A pure function: of several samples with the same text only the first is parsed.
+        """
         return plain(text)
 
     @abstractmethod

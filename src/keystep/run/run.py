@@ -68,6 +68,9 @@ class Ahead:
     task: asyncio.Task[Answer]
 
 
+TURN = 64  # steps after which a loop lets timers and signals have their turn, also where its model answers without waiting
+
+
 class Run:
     """One run.
 
@@ -386,7 +389,7 @@ class Context:
             while at != total and not procedure.done(state):
                 if procedure.max_steps is not None and at >= procedure.max_steps:
                     raise Stopped("did not end within its steps", field="max_steps", value=procedure.max_steps, mend="raise max_steps")
-                if run.sharing:  # the first to come back from a turn writes all that was decided in it
+                if run.sharing or at % TURN == 0:  # the first to come back from a turn writes all that was decided in it
                     await asyncio.sleep(0)
                     run.journal.write(behind)
                 try:

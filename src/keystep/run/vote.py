@@ -30,11 +30,13 @@ class Rule(Protocol):
 
 def _lead(counts: Counts) -> tuple[str | None, int]:
     """The first candidate and its distance to the second; nobody leads in a tie."""
-    if not counts:
-        return None, 0
-    ranked = sorted(counts, key=lambda key: -counts[key])
-    lead = counts[ranked[0]] - (counts[ranked[1]] if len(ranked) > 1 else 0)
-    return (ranked[0] if lead else None), lead
+    leader, most, second = None, 0, 0
+    for key, votes in counts.items():
+        if votes > most:
+            leader, most, second = key, votes, most
+        elif votes > second:
+            second = votes
+    return (leader if most > second else None), most - second
 
 
 def _check(name: str, value: int, least: int, cap: int) -> None:
