@@ -234,6 +234,10 @@ class Journal:
         assert key is not None
         return int(key[0]), 0, None
 
+    def places(self, run: str) -> dict[str, int]:
+        """The scopes of a run by their paths."""
+        return {found.path: found.id for found in self._run(sa.select(scopes.c.path, scopes.c.id).where(scopes.c.run == run))}
+
     def put(self, scope: int, seq: int, row: Sequence[Any], kept: Sequence[Sequence[Any]] = (), stands: Any = None) -> None:
         """Append one decided step; it is written when this returns.
 

@@ -13,7 +13,7 @@ import json
 import secrets
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -128,12 +128,16 @@ class Run:
         place = self._root.below()
         self._begin({place.path: _identity(work, library, inputs)})
         self.expected = work.total() if isinstance(work, Procedure) else None
+        apart = work.apart() if isinstance(work, Procedure) else None
+        self.sharing = apart is not None
         try:
-            result = await place.carry_out(work, library, inputs)
+            result = await (place.carry_out(work, library, inputs) if apart is None else place.carry_out(*apart, None))
             outcome = self._outcome(place.path, work, result)
         except BaseException as error:
             self._stop(error)
             raise
+        finally:
+            self.sharing = False
         self._end("finished", result=outcome.model_dump(mode="json"))
         return outcome
 
@@ -207,13 +211,13 @@ class Run:
 
     def _outcome(self, path: str, work: Plan | Procedure, result: Any) -> Outcome:
         spent = self.journal.totals(self.id)
-        scope, _, _ = self.journal.open_scope(self.id, path)
         check = work.check if isinstance(work, Procedure) else None
-        first_error = None if check is None else check(row.answer for row in self.journal.rows(scope))
+        scopes = self._procedures(path) if isinstance(work, Procedure) else [self.journal.open_scope(self.id, path)[0]]
+        first_error = None if check is None else check(row.answer for scope in scopes for row in self.journal.rows(scope))
         return Outcome(
             run_id=self.id,
             procedure=work.name if isinstance(work, Procedure) else "plan",
-            steps=self.journal.count(scope),
+            steps=sum(map(self.journal.count, scopes)),
             correct=None if check is None else first_error is None,
             first_error_step=first_error,
             samples=int(spent["samples"]),
@@ -225,6 +229,21 @@ class Run:
             seconds=round(self.meter.seconds, 3),
             result=result,
         )
+
+    def _procedures(self, path: str) -> list[int]:
+        """The scopes of the procedure at `path`, or of those that it was taken apart into, in the order of its plan."""
+        scopes = self.journal.places(self.id)
+
+        def below(path: str) -> Iterator[int]:
+            first = next(self.journal.rows(scopes[path]), None)
+            if first is None or first.name is None:  # no plan's
+                yield scopes[path]
+                return
+            for row in list(self.journal.rows(scopes[path])):
+                if (part := f"{path}/{row.name}/{row.skill}/0") in scopes:
+                    yield from below(part)
+
+        return list(below(path))
 
 
 class Context:
