@@ -115,11 +115,12 @@ def _move(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     return np.stack([DISK + moved, PEG + before[rows, moved], PEG + after[rows, moved]], 1)
 
 
-def pool(rng: np.random.Generator, size: int, disks: int, legal: float) -> np.ndarray:
-    """Examples to look for hard ones in: a part of them as in `batch`, the others from the whole task's steps, half of these uniformly and
-    half with a uniformly drawn disk moving."""
+def pool(rng: np.random.Generator, size: int, disks: int, legal: float, listed: np.ndarray | None = None) -> np.ndarray:
+    """Examples to look for hard ones in: a part of them as in `batch`, the `listed` ones, and others from the whole task's steps, half of
+    these uniformly and half with a uniformly drawn disk moving."""
     random = round(size * legal)
-    numbers = rng.integers(0, 2**disks - 1, size - random)
+    numbers = rng.integers(0, 2**disks - 1, size - random - (0 if listed is None else len(listed)))
     chosen = rng.integers(0, disks, len(numbers) // 2)
     numbers[: len(chosen)] = 2**chosen * (2 * rng.integers(0, 2 ** (disks - 1 - chosen)) + 1) - 1
-    return np.concatenate([batch(rng, random, disks), path_steps(disks, numbers)])[rng.permutation(size)]
+    parts = [batch(rng, random, disks), path_steps(disks, numbers), *([] if listed is None else [listed])]
+    return np.concatenate(parts)[rng.permutation(size)]

@@ -15,13 +15,15 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import hanoi
 import ledger
 import numpy as np
 import torch
 from forward import answer_logits, in_parts
-from rich.progress import Progress
+from rich.progress import Progress, track
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -42,13 +44,16 @@ CONFIG = (  # what of a transformers configuration the decoder needs
 @dataclass(frozen=True)
 class Hard:
     """A further stage of hanoi on what a member still gets wrong in tall towers: of `pool` examples, a part of them `legal` random states
-    and the others steps of the whole task, it learns the `hardest` (those with the greatest loss just now) and `others` of the rest."""
+    and the others steps of the whole task, it learns the `hardest` (those with the greatest loss just now) and `others` of the rest.
+
+    A part of them is `listed`: steps of the tallest tower that were hard for member 0 after its second stage (`hard_steps`)."""
 
     updates: int
     rate: float = 1.5e-3
     embedding_rate: float = 6e-4
     pool: int = 192
     legal: float = 0.5
+    listed: float = 0.0
     hardest: int = 48
     others: int = 16
 
@@ -90,10 +95,12 @@ def hanoi_loss(net: LlamaForCausalLM, member: Member, rng: np.random.Generator, 
     return functional.cross_entropy(logits.flatten(0, 1), tokens[:, start:].flatten())
 
 
-def hard_loss(net: LlamaForCausalLM, hard: Hard, rng: np.random.Generator) -> torch.Tensor:
-    """The loss of an update of a further stage."""
+def hard_loss(net: LlamaForCausalLM, hard: Hard, rng: np.random.Generator, listed: np.ndarray) -> torch.Tensor:
+    """The loss of an update of a further stage; `listed` are the numbers of the listed steps."""
     disks = hanoi.draw_tall(rng)
-    tokens = torch.from_numpy(hanoi.pool(rng, hard.pool, disks, hard.legal))
+    number = round(hard.pool * hard.listed) if disks == hanoi.MAX_DISKS else 0
+    again = hanoi.path_steps(disks, rng.choice(listed, number)) if number else None
+    tokens = torch.from_numpy(hanoi.pool(rng, hard.pool, disks, hard.legal, again))
     start = hanoi.prompt_length(disks)
     losses = functional.cross_entropy(in_parts(net, tokens, start).transpose(1, 2), tokens[:, start:], reduction="none").sum(1)
     order = losses.argsort(descending=True)
@@ -107,7 +114,8 @@ KINDS = {
     "ledger": Kind(ledger_tokens.VOCABULARY, 256, ledger.loss, ledger.start),
 }
 
-HARD = (Hard(2000), Hard(2500, rate=1.2e-3, embedding_rate=5e-4, pool=256, legal=0.25))
+HARD = (Hard(2000), Hard(1200, rate=1.2e-3, embedding_rate=5e-4, pool=128, legal=0.25, listed=0.5))
+HARD_BELOW = 0.97  # a step is listed where the right answer's probability is less
 
 ENSEMBLES: dict[str, list[Member]] = {
     "hanoi": [
@@ -145,34 +153,18 @@ def train(kind: Kind, member: Member, label: str) -> tuple[LlamaForCausalLM, flo
     """A member trained by its first stage, and the seconds it took."""
     torch.manual_seed(member.seed)
     rng = np.random.default_rng(member.seed)
-    net = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=kind.vocabulary,
-            hidden_size=member.width,
-            intermediate_size=member.hidden,
-            num_hidden_layers=member.layers,
-            num_attention_heads=member.heads,
-            max_position_embeddings=kind.length,
-            tie_word_embeddings=True,
-            use_cache=False,
-            bos_token_id=None,
-            eos_token_id=0,
-            attn_implementation="sdpa",
-        )
-    )
+    sizes = {"hidden_size": member.width, "intermediate_size": member.hidden, "num_hidden_layers": member.layers}
+    net = blank(kind.length, {"vocab_size": kind.vocabulary, "num_attention_heads": member.heads, **sizes})
     kind.start(net)
     loss = lambda done: kind.loss(net, member, rng, done)  # noqa: E731
     return net, descend(net, loss, member.updates, member.rate, member.embedding_rate, member.decay, label)
 
 
-def train_on(kind: Kind, member: Member, stage: int, before: Path, label: str) -> tuple[LlamaForCausalLM, float]:
-    """A member (`before`, its file) taken through a further stage, counted from 0, and the seconds that took."""
-    hard = member.hard[stage]
-    config = json.loads(before.with_suffix(".json").read_text())["config"]
-    net = LlamaForCausalLM(
+def blank(length: int, config: dict[str, Any]) -> LlamaForCausalLM:
+    return LlamaForCausalLM(
         LlamaConfig(
             **config,
-            max_position_embeddings=kind.length,
+            max_position_embeddings=length,
             tie_word_embeddings=True,
             use_cache=False,
             bos_token_id=None,
@@ -180,10 +172,46 @@ def train_on(kind: Kind, member: Member, stage: int, before: Path, label: str) -
             attn_implementation="sdpa",
         )
     )
-    net.load_state_dict(load_file(before), strict=False)  # the head is the embedding
+
+
+def stage_net(kind: Kind, path: Path) -> LlamaForCausalLM:
+    """A member as a stage left it."""
+    net = blank(kind.length, json.loads(path.with_suffix(".json").read_text())["config"])
+    net.load_state_dict(load_file(path), strict=False)  # the head is the embedding
+    return net
+
+
+def stock(path: Path, number: int) -> LlamaForCausalLM:
+    """A member of a packed ensemble as a model of transformers."""
+    with safe_open(path, framework="pt") as file:
+        config = json.loads(file.metadata()["members"])[number]["config"]
+        tensors = {key.partition(".")[2]: file.get_tensor(key) for key in file.keys() if key.startswith(f"{number}.")}  # noqa: SIM118
+    net = blank(256, config)
+    net.load_state_dict(tensors, strict=False)
+    return net
+
+
+def train_on(kind: Kind, member: Member, stage: int, before: Path, label: str) -> tuple[LlamaForCausalLM, float]:
+    """A member (`before`, its file) taken through a further stage, counted from 0, and the seconds that took."""
+    hard, net = member.hard[stage], stage_net(kind, before)
     rng = np.random.default_rng([member.seed, 2 + stage])
-    loss = lambda done: hard_loss(net, hard, rng)  # noqa: E731
+    listed = hard_steps(kind) if hard.listed else np.empty(0)
+    loss = lambda done: hard_loss(net, hard, rng, listed)  # noqa: E731
     return net, descend(net, loss, hard.updates, hard.rate, hard.embedding_rate, member.decay, label)
+
+
+def hard_steps(kind: Kind) -> np.ndarray:
+    """Numbers of the steps of the tallest tower's whole task that member 0 of hanoi-large, after its second stage, finds hard."""
+    path = BUILD / "hanoi-large-hard.npy"
+    if not path.exists():
+        net, disks, found = stage_net(kind, BUILD / "hanoi-large-0-stage1.safetensors"), hanoi.MAX_DISKS, []
+        start = hanoi.prompt_length(disks)
+        for numbers in track(np.array_split(np.arange(2**disks - 1), 256), "hard steps"):
+            tokens = torch.from_numpy(hanoi.path_steps(disks, numbers))
+            lost = functional.cross_entropy(in_parts(net, tokens, start).transpose(1, 2), tokens[:, start:], reduction="none").sum(1)
+            found.append(numbers[(lost > -math.log(HARD_BELOW)).numpy()])
+        np.save(path, np.concatenate(found))
+    return np.load(path)
 
 
 def descend(

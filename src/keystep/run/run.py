@@ -13,7 +13,7 @@ import json
 import secrets
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -212,7 +212,7 @@ class Run:
     def _outcome(self, path: str, work: Plan | Procedure, result: Any) -> Outcome:
         spent = self.journal.totals(self.id)
         check = work.check if isinstance(work, Procedure) else None
-        scopes = self._procedures(path) if isinstance(work, Procedure) else [self.journal.open_scope(self.id, path)[0]]
+        scopes = self.journal.procedures(self.id, path) if isinstance(work, Procedure) else [self.journal.open_scope(self.id, path)[0]]
         first_error = None if check is None else check(row.answer for scope in scopes for row in self.journal.rows(scope))
         return Outcome(
             run_id=self.id,
@@ -229,21 +229,6 @@ class Run:
             seconds=round(self.meter.seconds, 3),
             result=result,
         )
-
-    def _procedures(self, path: str) -> list[int]:
-        """The scopes of the procedure at `path`, or of those that it was taken apart into, in the order of its plan."""
-        scopes = self.journal.places(self.id)
-
-        def below(path: str) -> Iterator[int]:
-            first = next(self.journal.rows(scopes[path]), None)
-            if first is None or first.name is None:  # no plan's
-                yield scopes[path]
-                return
-            for row in list(self.journal.rows(scopes[path])):
-                if (part := f"{path}/{row.name}/{row.skill}/0") in scopes:
-                    yield from below(part)
-
-        return list(below(path))
 
 
 class Context:

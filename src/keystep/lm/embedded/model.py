@@ -267,14 +267,26 @@ class Embedded(LM):
             part = [one for one in part if one.ensemble is ensemble and not one.answers.done()]
             if not part:
                 continue
+            try:
+                work = self._pool.submit(cores.answer, ensemble.path, [row for one in part for row in one.rows])
+            except RuntimeError as error:  # a process has died
+                self._give(part, [], error)
+                continue
             self._busy += 1
-            work = self._pool.submit(cores.answer, ensemble.path, [row for one in part for row in one.rows])
             asyncio.wrap_future(work).add_done_callback(partial(self._deliver, part))
 
     def _deliver(self, part: list[_Waiting], work: asyncio.Future[list[Answer]]) -> None:
         self._busy -= 1
-        error = None if work.cancelled() else work.exception()
-        answers = [] if error or work.cancelled() else work.result()
+        if work.cancelled():
+            self._give(part, [], None)
+        elif error := work.exception():
+            self._give(part, [], error)
+        else:
+            self._give(part, work.result(), None)
+        self._hand_out()
+
+    def _give(self, part: list[_Waiting], answers: list[Answer], error: BaseException | None) -> None:
+        """Give every one that still waits its answers, or the error where there are none."""
         for one in part:
             mine, answers = answers[: len(one.rows)], answers[len(one.rows) :]
             if one.answers.done():
@@ -282,8 +294,8 @@ class Embedded(LM):
             if len(mine) == len(one.rows):
                 one.answers.set_result(mine)
             else:
-                one.answers.set_exception(ModelError(f"a decoding process ended ({error!r})", field="model", value=self.name))
-        self._hand_out()
+                why = "was closed" if error is None else f"died: {error}"
+                one.answers.set_exception(ModelError(f"a decoding process {why}", field="model", value=self.name, mend="resume the run"))
 
     async def close(self) -> None:
         if self._pool is not None:
