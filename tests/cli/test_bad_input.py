@@ -24,7 +24,7 @@ from keystep.cli import app
         ("run hanoi --set disks", "set: is written name=value (got 'disks')"),
         ("run hanoi --set disks=x", "disks: is a whole number (got 'x')"),
         ("run hanoi --set disks=2", "disks: is from 3 to 20 (got 2)"),
-        ("run hanoi --set disk=4", "set: is not a setting of hanoi (got 'disk'). its settings are disks"),
+        ("run hanoi --set disk=4", "set: is not a setting of hanoi (got 'disk'). its settings are disks, split"),
         ("run hanoi --set disks=4 --set disks=5", "--set: is given twice"),
         ("run hanoi --ahead-by 0", "--ahead-by: should be greater than or equal to 1 (got 0)"),
         ("run hanoi --ahead-by x", "'x' is not a whole number. Write one like 7"),

@@ -14,6 +14,7 @@ from keystep.cli.defaults import AHEAD_BY, JOURNAL, MODEL
 from keystep.errors import BadInput, JournalError
 from keystep.lm import lm
 from keystep.lm.base import LM
+from keystep.lm.embedded.cores import available
 from keystep.run import AheadBy, Budget, First, Journal, Majority, Many, Procedure, Run, Sampling, TooLong
 from keystep.run.builtin import BUILTIN, builtin
 from keystep.run.many import input_rows
@@ -38,6 +39,7 @@ class Job(BaseModel):
     prices: str | None = None
     record: str | None = None
     replay: str | None = None
+    processes: int | None = Field(default=None, ge=1)
     ahead_by: int | None = Field(default=None, ge=1)
     majority: int | None = Field(default=None, ge=1)
     first: bool = False
@@ -142,6 +144,8 @@ class Job(BaseModel):
             if not options["api_key"]:
                 mend = f"export {self.api_key_env}=…, or name another variable"
                 raise BadInput("this environment variable is not set", field="--api-key-env", value=self.api_key_env, mend=mend)
+        if self.processes or (not options and all(part.strip().startswith("embedded") for part in self.model.split(","))):
+            options["processes"] = self.processes or available()
         return lm(self.model, **options)
 
     def rule(self) -> Rule:

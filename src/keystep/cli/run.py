@@ -34,6 +34,7 @@ BudgetCalls = Annotated[int | None, _whole("Stop after so many samples.", "Budge
 BudgetTokens = Annotated[int | None, _whole("Stop after so many tokens.", "Budget")]
 BudgetCost = Annotated[float | None, _number("Stop after so much money, in the price table's unit.", "Budget")]
 BudgetSeconds = Annotated[float | None, _number("Stop after so many seconds of running.", "Budget")]
+Processes = Annotated[int | None, _whole("Processes that embedded models decode in (default: one a core).", "Model")]
 Concurrency = Annotated[int | None, _whole("Rows under way at once (default: 64).", "Many inputs")]
 MaxCrashes = Annotated[int | None, _whole("Set a row aside that crashed so often at one step (default: 3).", "Many inputs")]
 
@@ -51,6 +52,7 @@ def run(
     prices: Annotated[str | None, typer.Option(metavar="FILE", help="A JSON table of prices per model.", rich_help_panel="Model")] = None,
     record: Annotated[str | None, typer.Option(metavar="FILE", help="Record every sample.", rich_help_panel="Model")] = None,
     replay: Annotated[str | None, typer.Option(metavar="FILE", help="Replay a recording, offline.", rich_help_panel="Model")] = None,
+    processes: Processes = None,
     ahead_by: Annotated[int | None, _whole(f"First to lead by K votes (default: {AHEAD_BY}).", "Vote")] = None,
     majority: Annotated[int | None, _whole("The most votes of N.", "Vote")] = None,
     first: Annotated[bool, typer.Option("--first", help="The first valid answer; no vote.", rich_help_panel="Vote")] = False,
@@ -142,6 +144,7 @@ def resume(
     max_crashes: MaxCrashes = None,
     otel: Otel = False,
     otel_content: OtelContent = False,
+    processes: Processes = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:

@@ -309,6 +309,25 @@ class Journal:
             raise JournalError("where the run stands is damaged", field="journal", value=self.url, mend=DAMAGED)
         return found.id, found.at, None if found.state is None else json.loads(found.state)
 
+    def places(self, run: str) -> dict[str, int]:
+        """The scopes of a run by their paths."""
+        return {found.path: found.id for found in self._run(sa.select(scopes.c.path, scopes.c.id).where(scopes.c.run == run))}
+
+    def procedures(self, run: str, path: str) -> list[int]:
+        """The scope of the procedure at `path`, or those of the procedures that it was taken apart into, in the order of its plan."""
+        places = self.places(run)
+
+        def below(path: str) -> Iterator[int]:
+            first = next(self.rows(places[path]), None)
+            if first is None or first.name is None:  # no plan's
+                yield places[path]
+                return
+            for row in list(self.rows(places[path])):
+                if (part := f"{path}/{row.name}/{row.skill}/0") in places:
+                    yield from below(part)
+
+        return list(below(path))
+
     def put(
         self, scope: int, seq: int, row: Sequence[Any], kept: Sequence[Sequence[Any]] = (), stands: Any = None, *, later: bool = False
     ) -> int:

@@ -141,12 +141,16 @@ class Run:
         """
         place = self._begun(lambda: _identity(work, library, inputs))
         self.expected = work.total() if isinstance(work, Procedure) else None
+        apart = work.apart() if isinstance(work, Procedure) else None
+        self.sharing = apart is not None
         try:
-            result = await place.carry_out(work, library, inputs)
+            result = await (place.carry_out(work, library, inputs) if apart is None else place.carry_out(*apart, None))
             outcome = self._outcome(place.path, work, result)
         except BaseException as error:
             self._stop(error)
             raise
+        finally:
+            self.sharing = False
         self._end("finished", result=outcome.model_dump(mode="json"))
         return outcome
 
@@ -237,13 +241,13 @@ class Run:
 
     def _outcome(self, path: str, work: Plan | Procedure, result: Any) -> Outcome:
         spent = self.journal.totals(self.id)
-        scope, _, _ = self.journal.open_scope(self.id, path)
         check = work.check if isinstance(work, Procedure) else None
-        first_error = None if check is None else check(row.answer for row in self.journal.rows(scope))
+        scopes = self.journal.procedures(self.id, path) if isinstance(work, Procedure) else [self.journal.open_scope(self.id, path)[0]]
+        first_error = None if check is None else check(row.answer for scope in scopes for row in self.journal.rows(scope))
         return Outcome(
             run_id=self.id,
             procedure=work.name if isinstance(work, Procedure) else "plan",
-            steps=self.journal.count(scope),
+            steps=sum(map(self.journal.count, scopes)),
             correct=None if check is None else first_error is None,
             first_error_step=first_error,
             samples=int(spent["samples"]),
