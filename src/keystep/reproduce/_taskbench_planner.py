@@ -30,7 +30,7 @@ class Config:
     heads: int = 4
     layers: int = 2
     inner: int = 128
-    steps: int = 900
+    steps: int = 800
     batch: int = 64
     rate: float = 2e-3
 
@@ -110,7 +110,7 @@ class Planner:
             scores = self.net(asked, answers[:, :-1])
             loss = torch.nn.functional.cross_entropy(scores.flatten(0, 1), answers[:, 1:].flatten(), ignore_index=self.start)
             optimiser.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
             optimiser.step()
             schedule.step()

@@ -18,11 +18,11 @@ from typing import Any
 from rich.progress import Progress
 
 from keystep.measure.taskbench import retrieval
-from keystep.measure.taskbench.back_instruct import Wording, by_template
-from keystep.measure.taskbench.graph import Tool, ToolGraph, load_graph, resource_graph
-from keystep.measure.taskbench.samples import Sample, Solution, load_samples
+from keystep.measure.taskbench.graph import ToolGraph, load_graph
+from keystep.measure.taskbench.samples import Node, Sample, Solution, load_samples
 from keystep.measure.taskbench.sampling import SubGraph, draw
 from keystep.measure.taskbench.scoring import report
+from keystep.measure.taskbench.templates import toolbox_graph, toolbox_request, toolbox_wordings
 from keystep.reproduce import Reproduction, machine
 from keystep.reproduce._taskbench_planner import Config, Planner
 from keystep.worlds import toolbox
@@ -33,16 +33,6 @@ LARGE = 5  # tools; "many tools" are at least so many
 SIDE = 0.01  # how far n-F1 may move when decoding is held to the graph
 
 
-def graph() -> ToolGraph:
-    """The multimedia tool graph."""
-    return resource_graph(Tool(id=id, takes=takes, gives=gives) for id, (takes, gives, _) in toolbox.TOOLS.items())
-
-
-def wordings(held_out: bool) -> dict[str, Wording]:
-    part = slice(-toolbox.HELD_OUT, None) if held_out else slice(None, -toolbox.HELD_OUT)
-    return {id: Wording(phrases[part]) for id, (_, _, phrases) in toolbox.TOOLS.items()}
-
-
 def is_held_out(sub: SubGraph) -> bool:
     """A fifth of all combinations of tools."""
     return blake2b("|".join(sorted(sub.tools)).encode(), digest_size=2).digest()[0] % HELD_OUT == 0
@@ -50,12 +40,12 @@ def is_held_out(sub: SubGraph) -> bool:
 
 def requests(graph: ToolGraph, n: int, random: Random, test: bool, held_out_phrases: bool) -> list[Sample]:
     """n template requests over combinations that are held out (test) or not (training); single tools have their share in both."""
-    said, found = wordings(held_out_phrases), list[Sample]()
+    phrases = slice(-toolbox.HELD_OUT, None) if held_out_phrases else slice(None, -toolbox.HELD_OUT)
+    said, found = toolbox_wordings(phrases), list[Sample]()
     while len(found) < n:
         sub = draw(graph, random)
         if is_held_out(sub) == test if len(sub.tools) > 1 else not test or random.random() < 1 / HELD_OUT:
-            made = by_template(sub, graph, said, toolbox.LITERALS, random, str(len(found)), toolbox.OPENINGS, toolbox.ASIDES)
-            found.append(made)
+            found.append(toolbox_request(sub, graph, said, random, str(len(found))))
     return found
 
 
@@ -71,7 +61,7 @@ def _rounded(value: Any) -> Any:
 
 def one_seed(seed: int, config: Config, tick: Any = lambda: None) -> dict[str, Any]:
     """Train a planner and score it on held-out combinations, with trained and with held-out phrases, freely and held to the graph."""
-    tools = graph()
+    tools = toolbox_graph()
     trained = requests(tools, TRAINED, Random(f"taskbench train {seed}"), False, False)
     planner = Planner(tools, [sample.request for sample in trained], config, seed)
     losses = planner.train(trained, seed, tick)
@@ -89,8 +79,6 @@ def one_seed(seed: int, config: Config, tick: Any = lambda: None) -> dict[str, A
 
 def _typed(walk: Solution) -> Solution:
     """A chain with its links as references."""
-    from keystep.measure.taskbench.samples import Node
-
     nodes = tuple(Node(node.task, (f"<node-{number - 1}>",) if number else ()) for number, node in enumerate(walk.nodes))
     return Solution(walk.steps, nodes, walk.links)
 
@@ -134,6 +122,7 @@ def main(seeds: int = 3, progress: Progress | None = None) -> Reproduction:
         "tools, parameter names, parameter values: each harder": all(
             f["overall"]["node_f1"] > f["overall"]["parameter_name_f1"] > f["overall"]["parameter_value_f1"] for f in free
         ),
+        "DAGs are harder than chains": all(f["dag"]["link_f1"] < f["chain"]["link_f1"] for f in free),
         "links fall with the number of tools": all(_many(f, "link_f1") < _few(f, "link_f1") for f in free),
         "single tools are nearly always right": all(run["known phrases, free"]["single"]["node_f1"] > 0.95 for run in runs),
         "the graph raises link F1 at every seed": all(gain > 0 for gain in gains),
@@ -143,11 +132,11 @@ def main(seeds: int = 3, progress: Progress | None = None) -> Reproduction:
     return Reproduction(
         name="taskbench", room="measure",
         paper="Shen et al. 2023, TaskBench: Benchmarking Large Language Models for Task Automation, arXiv 2311.18760",
-        claim="Links between tools are much harder than the tools, values harder than names, both the more so the more tools; a planner held "
-        "to the tool graph has better links with the same tools.",
+        claim="Links between tools are much harder than the tools, values harder than names, both the more so the more tools; a planner "
+        "held to the tool graph has better links with the same tools.",
         setting={
             "tools": "multimedia, 40 tools, 449 links", "trained_on": TRAINED, "tested_on": TESTED, "planner": repr(config),
-            "judged_on": "held-out combinations and phrases", "node_f1_may_move": SIDE, "seeds": seeds,
+            "judged_on": "held-out combinations and phrases", "node_f1_may_move": SIDE,
         },
         baseline={"free": [f["overall"] for f in free], "random_path": [run["held-out phrases, random path"]["overall"] for run in runs]},
         measured={
@@ -162,7 +151,11 @@ def main(seeds: int = 3, progress: Progress | None = None) -> Reproduction:
     )  # fmt: skip
 
 
-SETTINGS_TRIED: list[str] = []
+SETTINGS_TRIED = [
+    "100 steps of training, seed 100: nothing learned yet (tool F1 0.07)",
+    "700 steps of training, seed 100: tool F1 0.65, link F1 0.30 freely and 0.33 held to the graph (held-out phrases)",
+    "800 steps of training, the seeds reported: the setting fixed after these two",
+]
 
 
 def _few(groups: dict[str, Any], name: str) -> float:
@@ -175,7 +168,7 @@ def _many(groups: dict[str, Any], name: str) -> float:
 
 def _pooled(groups: dict[str, Any], name: str, sizes: range) -> float:
     rows = [groups[key] for size in sizes if (key := f"{size} tools") in groups and groups[key][name] is not None]
-    return sum(row[name] * row["samples"] for row in rows) / sum(row["samples"] for row in rows)
+    return float(sum(row[name] * row["samples"] for row in rows) / sum(row["samples"] for row in rows))
 
 
 def _mean(values: Sequence[float]) -> float:

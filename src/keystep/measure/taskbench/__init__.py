@@ -12,8 +12,8 @@ the human check of the released data.
 """
 
 from keystep.measure.taskbench.graph import Parameter, Tool, ToolGraph, load_graph, resource_graph, temporal_graph
-from keystep.measure.taskbench.sampling import SubGraph, draw, sample
 from keystep.measure.taskbench.samples import Node, Sample, Solution, lint, load_samples, sample_of, solution_of
+from keystep.measure.taskbench.sampling import SubGraph, draw, sample
 from keystep.measure.taskbench.scoring import report
 
 __all__ = [

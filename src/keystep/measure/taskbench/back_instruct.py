@@ -1,15 +1,14 @@
 """Back-instruct: from a sampled sub-graph to the request that needs it, and the critics that keep what is sound.
 
 A model is given the tools and links and writes steps, request and graph, with a strict teacher's word on them (the LLM critic); the rule
-critic compares what it wrote with what was sampled. `by_template` words requests from a table of phrases instead: no model, gold for
-nothing, and what a small planner can be trained on.
+critic compares what it wrote with what was sampled. Requests without a model: `keystep.measure.taskbench.templates`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -22,12 +21,13 @@ from keystep.measure.taskbench.sampling import SubGraph, draw
 from keystep.run import First, Flag, Run
 
 MOST_RESOURCES = 2  # arguments of a tool with typed inputs
-SAMPLING = {"temperature": 1.0, "top_p": 1.0, "max_tokens": 2500}
+SAMPLING: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "max_tokens": 2500}
 
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """One made sample, and what the critics say of it: by rule the tools, the links, the number of steps, the arguments; and the teacher."""
+    """One made sample, and what the critics say of it: by rule the tools, the links, the number of steps, the
+    arguments; and the teacher."""
 
     sample: Sample
     tools: bool
@@ -69,7 +69,8 @@ Then be your own strict teacher, who lets nothing pass: can the graph be execute
 
 Answer with one JSON object and nothing else (variation {number}):
 {{"task_steps": [one sentence a step], "user_request": "…", "invoking_graph": {{"nodes": [{node}, …],
-"links": [{{"source": TOOL, "target": TOOL}}, …]}}, "check_by_teacher": "what the teacher found, ending in: Executable: yes or no, Correct: yes or no"}}"""
+"links": [{{"source": TOOL, "target": TOOL}}, …]}},
+"check_by_teacher": "what the teacher found, ending in: Executable: yes or no, Correct: yes or no"}}"""
 
 
 def read(text: str, sub: SubGraph, graph: ToolGraph, id: str) -> Made:
@@ -164,7 +165,7 @@ async def back_instruct(run: Run, graph: ToolGraph, n: int, seed: int = 0, *, mo
 
 def alignment(made: Sequence[Made]) -> dict[str, dict[str, list[str]]]:
     """Ids of what each critic keeps, by shape: by tools, by links, by both, by the teacher, and by all."""
-    views = {
+    views: dict[str, Callable[[Made], bool]] = {
         "node": lambda m: m.tools, "link": lambda m: m.links, "graph": lambda m: m.tools and m.links,
         "llm_check": lambda m: m.teacher, "all": lambda m: m.kept,
     }  # fmt: skip
@@ -173,69 +174,3 @@ def alignment(made: Sequence[Made]) -> dict[str, dict[str, list[str]]]:
         f"{name}_alignment_id": {shape: [m.sample.id for m in made if m.sample.shape == shape and keeps(m)] for shape in shapes}
         for name, keeps in views.items()
     }
-
-
-@dataclass(frozen=True, slots=True)
-class Wording:
-    """How a tool's use is said: phrases with one `{}` for each typed input, in the order of its types, and the step's own sentence.
-
-    A phrase is a wish ("shorten {}"); what stands for an input is a literal ("the text 'Bees dance'") or an earlier result ("the result").
-    """
-
-    phrases: tuple[str, ...]
-
-
-def by_template(
-    sub: SubGraph, graph: ToolGraph, wordings: Mapping[str, Wording], literals: Mapping[str, Sequence[str]], random: Random, id: str,
-    openings: Sequence[str] = ("",), asides: Sequence[str] = (),
-) -> Sample:  # fmt: skip
-    """A sample of a resource graph worded from phrases: clauses in an order the links allow (siblings shuffled), literals from a pool.
-
-    A result is called by what made it ("what the text translator gave" would give the tool away, so: "the translation" is up to the
-    wordings; here it is "that" for the clause just before and "the result of step 2" for an earlier one).
-
-    Args:
-        literals: what may stand for an input of a type that no link feeds; files by name, texts in quotes.
-        openings, asides: sentences before the wish, and such as say nothing about it.
-    """
-    tools = _shuffled_order(sub, random)
-    place = {tool: number for number, tool in enumerate(tools)}
-    clauses, nodes, steps = [], [], []
-    for number, tool in enumerate(tools):
-        feeding = sorted((place[source] for source, target in sub.links if target == tool), reverse=True)
-        arguments, words = [], []
-        for kind in graph.tools[tool].takes:
-            j = next((j for j in feeding if graph.links[tools[j], tool] == kind), None)
-            if j is None:
-                literal = random.choice(list(literals[kind]))
-                arguments.append(literal.strip("'"))
-                words.append(literal)
-            else:
-                feeding.remove(j)
-                arguments.append(f"<node-{j}>")
-                words.append(random.choice(("that", "the result")) if j == number - 1 else f"the result of step {j + 1}")
-        clauses.append(random.choice(wordings[tool].phrases).format(*words))
-        nodes.append(Node(tool, tuple(arguments)))
-        steps.append(f"Step {number + 1}: {wordings[tool].phrases[0].format(*words)}")
-    joined = _joined(clauses, random)
-    aside = f" {random.choice(list(asides))}" if asides and random.random() < 0.5 else ""
-    request = f"{random.choice(list(openings))}{joined}.{aside}".strip()
-    links = tuple((source, target) for source, target in sub.links)
-    return Sample(id, request, sub.shape, Solution(tuple(steps), tuple(nodes), links))
-
-
-def _shuffled_order(sub: SubGraph, random: Random) -> list[str]:
-    """The tools in a random order that the links allow."""
-    left, found = list(sub.tools), list[str]()
-    while left:
-        ready = [tool for tool in left if not any(target == tool and source in left for source, target in sub.links)]
-        found.append(random.choice(ready))
-        left.remove(found[-1])
-    return found
-
-
-def _joined(clauses: Sequence[str], random: Random) -> str:
-    text = clauses[0]
-    for clause in clauses[1:]:
-        text += random.choice((", then ", ". After that ", ", and next ", ". Then ")) + clause
-    return text

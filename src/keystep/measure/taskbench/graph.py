@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from keystep.errors import BadInput
 
@@ -31,12 +31,12 @@ class Parameter(BaseModel):
 class Tool(BaseModel):
     """A tool: typed input slots and outputs (resource graphs), or named parameters (temporal graphs), or neither."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(extra="ignore", frozen=True)
 
     id: str = Field(min_length=1)
     desc: str = ""
-    takes: tuple[str, ...] = Field(default=(), alias="input-type")
-    gives: tuple[str, ...] = Field(default=(), alias="output-type")
+    takes: tuple[str, ...] = Field(default=(), validation_alias=AliasChoices("takes", "input-type"))
+    gives: tuple[str, ...] = Field(default=(), validation_alias=AliasChoices("gives", "output-type"))
     parameters: tuple[Parameter, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
@@ -145,7 +145,9 @@ def _list(path: str | Path, name: str) -> list[Any]:
             raise BadInput(f"is larger than {MOST_BYTES >> 20} MiB", field=str(path))
         value = json.loads(path.read_bytes())
     except OSError as error:
-        raise BadInput(f"cannot be read ({error.strerror})", field=str(path), mend="name an official file, for instance tool_desc.json") from None
+        raise BadInput(
+            f"cannot be read ({error.strerror})", field=str(path), mend="name an official file, for instance tool_desc.json"
+        ) from None
     except (ValueError, RecursionError) as error:
         raise BadInput(f"is not JSON ({error})", field=str(path)) from None
     found = value.get(name) if isinstance(value, dict) else None

@@ -13,7 +13,7 @@ from keystep.plan import Need, Plan, Ref, Step
 from keystep.run import Context, Flag
 from keystep.task import Task
 
-SAMPLING = {"temperature": 0.2, "top_p": 0.1, "max_tokens": 2000}
+SAMPLING: dict[str, Any] = {"temperature": 0.2, "top_p": 0.1, "max_tokens": 2000}
 MOST_DEMOS = 3
 RESULT = "RESULT:"
 
@@ -134,7 +134,9 @@ def plan(solution: Solution, graph: ToolGraph) -> Plan:
             for source, target in solution.links:
                 if target == tools[number] and source not in tools:
                     raise Flag(f"a link from {source!r}, which is no node")
-            needs = [Need(step=f"node-{tools.index(source)}") for source, target in dict.fromkeys(solution.links) if target == tools[number]]
+            needs = [
+                Need(step=f"node-{tools.index(source)}") for source, target in dict.fromkeys(solution.links) if target == tools[number]
+            ]
         instruction = solution.steps[number] if number < len(solution.steps) else ""
         steps.append(Step(id=f"node-{number}", instruction=instruction, inputs=inputs, skill=tools[number], needs=tuple(needs)))
     try:

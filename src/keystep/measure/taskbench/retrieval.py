@@ -6,6 +6,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from random import Random
 
 from keystep.measure.taskbench.graph import Link, ToolGraph
@@ -51,7 +52,7 @@ def best(scores: Mapping[str, float], n: int) -> list[str]:
 
 def chained(tools: Sequence[str]) -> Solution:
     """The tools in the order given, each linked to the next."""
-    return Solution(tuple(f"Use {tool}." for tool in tools), tuple(map(Node, tools)), tuple(zip(tools, tools[1:], strict=False)))
+    return Solution(tuple(f"Use {tool}." for tool in tools), tuple(map(Node, tools)), tuple(pairwise(tools)))
 
 
 def in_graph_order(tools: Sequence[str], graph: ToolGraph) -> Solution:
@@ -72,8 +73,7 @@ def in_graph_order(tools: Sequence[str], graph: ToolGraph) -> Solution:
                 key, made = (chosen | 1 << place, place), (links - ((tools[last], tools[place]) in graph), (*order, place))
                 longer[key] = min(longer.get(key, made), made)
         table = longer
-    order = [tools[place] for place in min(table.values())[1]]
-    return linked(order, graph)
+    return linked([tools[place] for place in min(table.values())[1]], graph)
 
 
 def linked(tools: Sequence[str], graph: ToolGraph) -> Solution:
@@ -83,7 +83,7 @@ def linked(tools: Sequence[str], graph: ToolGraph) -> Solution:
 
 def walk(scores: Mapping[str, float], graph: ToolGraph, n: int) -> Solution:
     """n tools along links of the graph with the greatest sum of scores (beam search); fewer where there is no such walk."""
-    beams = [(-scores[id], (id,)) for id in graph.tools]
+    beams: list[tuple[float, tuple[str, ...]]] = [(-scores[id], (id,)) for id in graph.tools]
     for _ in range(n - 1):
         longer = [(cost - scores[id], (*path, id)) for cost, path in beams for id in graph.successors(path[-1]) if id not in path]
         if not longer:

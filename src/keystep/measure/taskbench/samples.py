@@ -8,7 +8,6 @@ prediction may be anything, and one that cannot be used has failed.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,7 +115,9 @@ def _shape(gold: Solution) -> str:
     """Of rows without a type: single, or a chain where every node but the ends has one link in and one out."""
     if len(gold.nodes) == 1:
         return "single"
-    links = set(gold.links) or {(s, t) for t, node in enumerate(gold.nodes) for a in node.arguments if (s := reference(a)) is not None}
+    links: set[tuple[object, object]] = set(gold.links) or {
+        (source, target) for target, node in enumerate(gold.nodes) for a in node.arguments if (source := reference(a)) is not None
+    }
     sources, targets = [source for source, _ in links], [target for _, target in links]
     in_line = len(links) == len(gold.nodes) - 1 and len(set(sources)) == len(sources) and len(set(targets)) == len(targets)
     return "chain" if in_line else "dag"
@@ -239,9 +240,9 @@ def lint(sample: Sample, graph: ToolGraph) -> list[str]:
                 elif j is not None and (nodes[j].task, node.task) not in graph:
                     found.append(f"{nodes[j].task!r} -> {node.task!r} is no link of the tool graph")
     else:
-        found += [f"{source!r} -> {target!r} is no link of the tool graph" for source, target in sample.gold.links if (source, target) not in graph]
+        found += [
+            f"{source!r} -> {target!r} is no link of the tool graph"
+            for source, target in sample.gold.links
+            if (source, target) not in graph
+        ]
     return found
-
-
-def by_id(samples: list[Sample]) -> Mapping[str, Sample]:
-    return {sample.id: sample for sample in samples}

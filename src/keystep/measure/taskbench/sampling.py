@@ -8,6 +8,7 @@ new tool to one that is there, so a sub-graph is a forest and never has a cycle.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from random import Random
 
 from keystep.errors import BadInput
@@ -62,7 +63,7 @@ def _chain(graph: ToolGraph, first: str, size: int, random: Random) -> SubGraph:
             tools.insert(0, chosen)
         else:
             tools.append(chosen)
-    return SubGraph("chain", tuple(tools), tuple(zip(tools, tools[1:], strict=False)))
+    return SubGraph("chain", tuple(tools), tuple(pairwise(tools)))
 
 
 def _dag(graph: ToolGraph, first: str, size: int, random: Random) -> SubGraph:

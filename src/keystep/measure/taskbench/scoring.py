@@ -189,7 +189,9 @@ def figures(table: Sequence[Row], graph: ToolGraph, *, honest: bool) -> dict[str
     n = len(table)
     node = [row.nodes if honest else row.known for row in table]
     found: dict[str, float | int | None] = {"samples": n}
-    for name, value in zip(("rouge1", "rouge2", "rougeL"), zip(*(row.rouge for row in table), strict=True) if n else ((), (), ()), strict=True):
+    for name, value in zip(
+        ("rouge1", "rouge2", "rougeL"), zip(*(row.rouge for row in table), strict=True) if n else ((), (), ()), strict=True
+    ):
         found[name] = _mean(value)
     found["steps_tfidf_cosine"] = _mean([row.cosine for row in table])
     if any(row.similarity is not None for row in table):
@@ -243,7 +245,9 @@ def report(
     groups |= {shape: [row for row in table if row.shape == shape] for shape in sorted({row.shape for row in table})}
     groups |= {f"{size} tools": [row for row in table if row.size == size] for size in SIZES}
     found = {
-        name: {way: figures(group, graph, honest=way == "honest") for way in ("published", "honest")} for name, group in groups.items() if group
+        name: {way: figures(group, graph, honest=way == "honest") for way in ("published", "honest")}
+        for name, group in groups.items()
+        if group
     }
     usable = sum(row.usable for row in table)
     return {"samples": len(table), "usable": usable, "coverage": usable / len(table) if table else None, "groups": found}
