@@ -135,9 +135,8 @@ class Stepwise(Measured):
     def prompt(self, state: Any) -> str:
         kind, given = self.problem.kind, self.problem.kind.given(self.config)
         states = [self.problem.init, *state]
-        shown = states[-1] if self.problem.task != 3 or len(state) < self.problem.steps - 1 else states[1:]  # Count adds all lists up
-        now = kind.now(self.config, len(state))
-        return STEP.format(rule=kind.rule, given=f"{given}\n" if given else "", state=json.dumps(shown), now=now)
+        shown, now = json.dumps(kind.shown(self.config, states)), kind.now(self.config, len(state))
+        return STEP.format(rule=kind.rule, given=f"{given}\n" if given else "", state=shown, now=now)
 
     def read(self, text: str, state: Any) -> Any:
         written = _STATE.findall(text)
@@ -215,9 +214,7 @@ def _scored(settings: Settings, problem: Problem, answers: Sequence[Any]) -> tup
     else:
         states = [problem.init]
         for number, answer in enumerate(answers):
-            last = number + 1 == problem.steps
-            taken = isinstance(answer, str) and last and problem.task == 13  # a text still to be put behind the others
-            states.append(problem.kind.take({}, states, answer, last) if taken else answer)
+            states.append(problem.kind.take({}, states, answer, last=number + 1 == problem.steps))
         states = states[1:]
         if answers and len(states) < problem.steps:
             states += [MISSING]

@@ -51,6 +51,10 @@ class Kind(ABC):
     @abstractmethod
     def now(self, config: Config, number: int) -> str: ...
 
+    def shown(self, config: Config, states: list[Any]) -> Any:
+        """What of the states so far a worker needs for the next step."""
+        return states[-1]
+
     def take(self, config: Config, states: list[Any], answer: Any, last: bool) -> Any:
         """The state that a worker's answer to one step makes."""
         return answer

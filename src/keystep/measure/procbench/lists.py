@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from itertools import groupby
-from os.path import commonprefix
+from itertools import groupby, pairwise, takewhile
 from typing import Any
 
 from keystep.measure.procbench.kind import ALNUM, LETTERS, Config, Kind, found, listed, pairs, text_of
@@ -44,9 +43,12 @@ class Count(Kind):
     def given(self, config: Config) -> str:
         return ""
 
+    def shown(self, config: Config, states: list[Any]) -> Any:
+        return states[1:] if len(states) > len(config["strings"]) else states[-1]
+
     def now(self, config: Config, number: int) -> str:
         if number == len(config["strings"]):
-            return "add up the last numbers of all lists so far"
+            return "add up the N3 of all lists"
         return f"the string {config['strings'][number]}"
 
 
@@ -93,8 +95,8 @@ class Search(Kind):
 class Encode(Kind):
     number, name = 7, "Encode"
     rule = (
-        "Write the string of 0s and 1s as its runs, from left to right: a run of n times the character c is written c_n. Each step adds the "
-        "next run to the list, which is empty at first. The state is the list."
+        "Write the string of 0s and 1s as its runs, from left to right: a run of n times the character c is written c_n. Each step adds "
+        "the next run to the list, which is empty at first. The state is the list."
     )
 
     def draw(self, draw: random.Random, steps: int) -> Config:
@@ -147,7 +149,7 @@ class Split1(Kind):
             return None
         text = config["string"]
         cuts = [0, *sorted(config["positions"][: number + 1]), len(text)]
-        return [text[start:end] for start, end in zip(cuts, cuts[1:], strict=False)]
+        return [text[start:end] for start, end in pairwise(cuts)]
 
     def given(self, config: Config) -> str:
         return f"String:\n{config['string']}"
@@ -261,7 +263,7 @@ class Compare(Kind):
         candidates = [target]
         for _ in range(draw.randrange(steps, steps + 10)):
             changed = draw.randint(0, length)
-            candidates.append((target[0] + (target[: length - changed] + text_of(draw, changed))[1:]))
+            candidates.append(target[0] + (target[: length - changed] + text_of(draw, changed))[1:])
         draw.shuffle(candidates)
         return {"target": target, "candidates": candidates}
 
@@ -276,13 +278,14 @@ class Compare(Kind):
         return [""]
 
     def apply(self, config: Config, states: list[Any], number: int) -> Any:
-        if number == len(config["candidates"]) or isinstance(states[-1], list) and number:
+        if number == len(config["candidates"]) or (number and isinstance(states[-1], list)):
             return None
-        common = commonprefix([config["target"], config["candidates"][number]])
+        both = zip(config["target"], config["candidates"][number], strict=False)
+        common = "".join(letter for letter, _ in takewhile(lambda pair: pair[0] == pair[1], both))
         return [*states[1:], common] if common == config["target"] else common
 
     def take(self, config: Config, states: list[Any], answer: Any, last: bool) -> Any:
-        return [*states[1:], answer] if last else answer
+        return [*states[1:], answer] if last and isinstance(answer, str) else answer
 
     def given(self, config: Config) -> str:
         return f"Target: {config['target']}"

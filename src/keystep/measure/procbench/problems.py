@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,10 @@ from keystep.run.records import records
 KINDS: dict[int, Kind] = {
     kind.number: kind
     for kind in (
-        strings.Sort(), strings.Gather(), lists.Count(), lists.Search(), strings.Copy(), strings.Substitute(), lists.Encode(), lists.Split1(),
-        lists.Split2(), lists.Compose(), strings.Decompose(), strings.Rhythm(), lists.Compare(), sentences.Count2(), strings.Decode(),
-        strings.PushPop(), strings.Rotate(), sentences.FillWord(), strings.DeleteChar(), sentences.DeleteWord(), strings.Cumulate(),
-        strings.MoveCyclic(), lists.FindCyclic(),
+        strings.Sort(), strings.Gather(), lists.Count(), lists.Search(), strings.Copy(), strings.Substitute(), lists.Encode(),
+        lists.Split1(), lists.Split2(), lists.Compose(), strings.Decompose(), strings.Rhythm(), lists.Compare(), sentences.Count2(),
+        strings.Decode(), strings.PushPop(), strings.Rotate(), sentences.FillWord(), strings.DeleteChar(), sentences.DeleteWord(),
+        strings.Cumulate(), strings.MoveCyclic(), lists.FindCyclic(),
     )
 }  # fmt: skip
 
@@ -136,12 +137,12 @@ def _load(file: Path) -> Iterator[Problem]:
 
 def _parquet(file: Path) -> list[Any]:
     try:
-        from pyarrow import ArrowException, parquet
+        parquet, unreadable = import_module("pyarrow.parquet"), import_module("pyarrow").ArrowException
     except ImportError:
         raise MissingExtra("reading parquet", "parquet") from None
     try:
         rows: list[Any] = parquet.read_table(file).to_pylist()
-    except (OSError, ArrowException) as error:
+    except (OSError, unreadable) as error:
         raise BadInput(f"cannot be read ({error})", field="set data", value=str(file)) from None
     return rows
 

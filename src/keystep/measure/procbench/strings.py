@@ -87,8 +87,8 @@ class Gather(Kind):
 class Copy(Kind):
     number, name = 5, "Copy"
     rule = (
-        "Start with an empty text. For every index, in order, append the string with that number (counted from 0) to the text. The state is "
-        "the text so far."
+        "Start with an empty text. For every index, in order, append the string with that number (counted from 0) to the text. The state "
+        "is the text so far."
     )
 
     def draw(self, draw: random.Random, steps: int) -> Config:
@@ -157,8 +157,8 @@ class Substitute(Kind):
 class Decompose(Kind):
     number, name = 11, "Decompose"
     rule = (
-        "A rule `a -> bc` says that the character a may be replaced by the two characters bc. Each step: find the leftmost character of the "
-        "string that has a rule, and replace it. It is over when no character has a rule. The state is the whole string."
+        "A rule `a -> bc` says that the character a may be replaced by the two characters bc. Each step: find the leftmost character of "
+        "the string that has a rule, and replace it. It is over when no character has a rule. The state is the whole string."
     )
 
     def draw(self, draw: random.Random, steps: int) -> Config:
@@ -398,7 +398,7 @@ class Cumulate(Kind):
         return ""
 
     def now(self, config: Config, number: int) -> str:
-        return config["operations"][number]
+        return str(config["operations"][number])
 
 
 class MoveCyclic(Kind):
