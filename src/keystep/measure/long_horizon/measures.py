@@ -100,7 +100,7 @@ def bootstrap(right: Bools, share: float = 0.5, per_turn: int = 1, draws: int = 
     means = weights @ right
     below = means < share - 1e-12  # half of the instances is not fewer than half, also where it is added up from fractions
     first = np.where(below.any(axis=1), (below.argmax(axis=1) + 1) * per_turn, np.inf)
-    low, high = (float(np.quantile(first, q, method=m)) for q, m in ((0.025, "lower"), (0.975, "higher")))
+    low, high = float(np.quantile(first, 0.025, method="lower")), float(np.quantile(first, 0.975, method="higher"))
     ends = np.quantile(means, (0.025, 0.975), axis=0)
     return Interval(ends[0], ends[1], int(low) if low < np.inf else None, int(high) if high < np.inf else None)
 

@@ -20,8 +20,8 @@ from keystep.worlds import ledger
 LENGTH = 5  # letters of a word
 
 STATEMENT = """\
-You keep a running sum. Each word of the dictionary stands for a whole number. The sum is 0 at first. Every message names one or more words, \
-with commas between; look their numbers up and add them to the running sum.
+You keep a running sum. Each word of the dictionary stands for a whole number. The sum is 0 at first. Every message names one or more \
+words, with commas between; look their numbers up and add them to the running sum.
 
 Three examples, with a small dictionary of their own ({small}), each beginning at 0:
 {examples}
