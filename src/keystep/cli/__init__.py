@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from keystep.cli.bench import bench
 from keystep.cli.catalogue import methods, models
 from keystep.cli.export import export, prune
 from keystep.cli.forecast import forecast
@@ -33,7 +34,7 @@ class _Commands(TyperGroup):
 
 
 app = typer.Typer(name="keystep", cls=_Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-for command in (run, forecast, resume, runs, show, decide, export, prune, init, models, methods, reproduce, serve_model):
+for command in (run, forecast, resume, runs, show, decide, export, prune, init, models, methods, bench, reproduce, serve_model):
     app.command()(command)
 
 

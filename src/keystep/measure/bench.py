@@ -47,10 +47,12 @@ class Measured(Procedure):
 
     def parse(self, text: str, state: Any) -> Any:
         try:
-            return self.read(text, state)
-        except (Flag, ValueError):
+            value = self.read(text, state)
+            json.dumps(value, ensure_ascii=False, allow_nan=False).encode()  # what could not be journaled cannot be read either
+            return value
+        except (Flag, ValueError, RecursionError) as error:
             if self.voted:
-                raise
+                raise Flag(str(error)) from None
             return None
 
 
@@ -146,7 +148,9 @@ async def ask_one(chosen: Benchmark, settings: BaseModel, problem: Problem, lm: 
         run.close()
 
 
-def read_predictions(chosen: Benchmark, settings: BaseModel, problems: Sequence[Problem], file: Path) -> tuple[list[list[Any]], dict[str, int]]:
+def read_predictions(
+    chosen: Benchmark, settings: BaseModel, problems: Sequence[Problem], file: Path
+) -> tuple[list[list[Any]], dict[str, int]]:
     """The answers that a JSONL file of predictions holds for the problems, one object with an "id" a line, and what was odd about it.
 
     A problem without a line has no answer and is scored so. Of several lines for one problem the first counts. A line that is no JSON
