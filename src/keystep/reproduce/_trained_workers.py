@@ -18,8 +18,9 @@ from keystep.lm.base import LM, Request, Sample, draw_key
 from keystep.measure.llm_algorithms.tasks import COLOURS, THINGS, Counting, Retrieving, Sorting
 
 BATCH = 64
+START = 101  # beside 0 … 100 hundredths: nothing written yet
 COUNTED, SORTED, READ = 60, 20, 256  # the longest inputs of the training
-STEPS = {"counting": 900, "sorting": 1200, "retrieval": 500}
+STEPS = {"counting": 600, "sorting": 200, "retrieval": 120}
 Tick = Callable[[], None]
 
 
@@ -37,7 +38,8 @@ class Worker(LM):
             raise Refused("knows one prompt only", field="prompt", value=request.prompt)
         for index in range(request.first, request.first + request.n):
             generator = np.random.Generator(np.random.Philox(key=draw_key(request.seed, request.key, index)))
-            text = self.answer(*request.prompt.split("\n", 1), generator)
+            question, _, given = request.prompt.partition("\n")
+            text = self.answer(question, given, generator)
             yield Sample(text, index, tokens_in=len(request.prompt), tokens_out=len(text), model=self.name)
 
     @abstractmethod
@@ -107,7 +109,7 @@ class Counter(Worker):
 
 
 class Sorter(Worker):
-    """A GRU that writes number after number with attention over those it was given."""
+    """A pointer network: given the number written last, it points at the next of those not yet written."""
 
     def __init__(self, seed: int, tick: Tick = lambda: None) -> None:
         super().__init__("sorting", seed)
@@ -116,52 +118,43 @@ class Sorter(Worker):
 
         torch.set_num_threads(1)
         torch.manual_seed(seed)
-        end, start = 101, 102  # tokens beside 0 … 100 hundredths
 
         class Net(nn.Module):
+            order: torch.Tensor
+
             def __init__(self) -> None:
                 super().__init__()
                 width = 64
-                steps = (torch.arange(103)[:, None] >= torch.arange(103)[None, :]).float()
-                self.register_buffer("order", torch.cat([steps, torch.eye(103)], dim=1))  # how large a number is, and which
-                self.given, self.last = nn.Linear(206, width), nn.Linear(206, width)
-                self.gru = nn.GRU(width, width, batch_first=True)
-                self.look = nn.MultiheadAttention(width, 4, batch_first=True)
-                self.out = nn.Sequential(nn.Linear(2 * width, 2 * width), nn.ReLU(), nn.Linear(2 * width, 102))
+                steps = (torch.arange(START + 1)[:, None] >= torch.arange(START + 1)[None, :]).float()
+                self.register_buffer("order", steps)  # how large a number is
+                self.key = nn.Sequential(nn.Linear(START + 1, width), nn.ReLU(), nn.Linear(width, width))
+                self.query = nn.Sequential(nn.Linear(START + 1, width), nn.ReLU(), nn.Linear(width, width))
 
-            def write(self, memory: Any, padding: Any, last: Any, state: Any) -> tuple[Any, Any]:
-                states, state = self.gru(self.last(self.order[last]), state)
-                seen, _ = self.look(states, memory, memory, key_padding_mask=padding, need_weights=False)
-                return self.out(torch.cat([states, seen], dim=-1)), state
-
-            def forward(self, given: Any, last: Any) -> Any:
-                return self.write(self.given(self.order[given]), given == start, last, None)[0]
+            def forward(self, given: Any, last: Any, gone: Any) -> Any:
+                scores = self.query(self.order[last]) @ self.key(self.order[given]).transpose(1, 2)
+                return scores.masked_fill(gone, -1e9)
 
         self.net, task, chance = Net(), Sorting(), random.Random(f"sorter {seed}")
-        self.end, self.start = end, start
 
         def batch() -> tuple[Any, Any]:
-            lists = [_hundredths(task.problem(chance.randint(1, SORTED), chance)["numbers"]) for _ in range(BATCH)]
-            given = [[*numbers, *[start] * (SORTED - len(numbers))] for numbers in lists]
-            last = [[start, *sorted(numbers), *[start] * (SORTED - len(numbers))] for numbers in lists]
-            due = [[*sorted(numbers), end, *[-1] * (SORTED - len(numbers))] for numbers in lists]
-            return (torch.tensor(given), torch.tensor(last)), torch.tensor(due)
+            size = chance.randint(1, SORTED)
+            given = torch.tensor([_hundredths(task.problem(size, chance)["numbers"]) for _ in range(BATCH)])
+            rising, places = torch.sort(given, dim=1, stable=True)
+            last = torch.cat([torch.full((BATCH, 1), START), rising[:, :-1]], dim=1)
+            turn = torch.empty_like(places).scatter_(1, places, torch.arange(size).expand(BATCH, size))  # when each is written
+            return (given, last, turn[:, None, :] < torch.arange(size)[None, :, None]), places
 
         _train(self.net, STEPS["sorting"], batch, tick)
 
     def answer(self, question: str, text: str, generator: np.random.Generator) -> str:
         import torch
 
-        numbers = _hundredths([float(number) for number in text.strip("[]").split(",")])
-        found: list[int] = []
+        numbers = torch.tensor([_hundredths([float(number) for number in text.strip("[]").split(",")])])
+        gone, last, found = torch.zeros_like(numbers, dtype=torch.bool), START, list[int]()
         with torch.inference_mode():
-            memory = self.net.given(self.net.order[torch.tensor([numbers])])
-            last, state = self.start, None
-            while len(found) < 2 * len(numbers):
-                scores, state = self.net.write(memory, None, torch.tensor([[last]]), state)
-                last = _drawn(scores[0, 0], generator)
-                if last == self.end:
-                    break
+            for _ in range(numbers.shape[1]):
+                place = _drawn(self.net(numbers, torch.tensor([[last]]), gone[:, None])[0, 0], generator)
+                gone[0, place], last = True, int(numbers[0, place])
                 found.append(last)
         return f"[{', '.join(f'{number / 100:.2f}' for number in found)}]"
 
@@ -196,7 +189,7 @@ class Retriever(Worker):
         self.net, task, chance = Net(), Retrieving(), random.Random(f"retriever {seed}")
 
         def batch() -> tuple[Any, Any]:
-            rows, targets, due = [], [], []
+            rows, targets, due = list[list[int]](), list[int](), list[int]()
             while len(rows) < BATCH:
                 size = chance.randint(100, READ)
                 problem = task.problem(1000, chance)

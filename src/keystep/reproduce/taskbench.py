@@ -17,6 +17,7 @@ from typing import Any
 
 from rich.progress import Progress
 
+from keystep.measure.chart import Chart, Line, save
 from keystep.measure.taskbench import retrieval
 from keystep.measure.taskbench.graph import ToolGraph, load_graph
 from keystep.measure.taskbench.samples import Node, Sample, Solution, load_samples
@@ -105,7 +106,7 @@ def real_requests(folder: Path) -> list[dict[str, Any]]:
 
 def main(seeds: int = 3, progress: Progress | None = None) -> Reproduction:
     """Train and score one planner a seed, and the real requests where there are any."""
-    began = time.perf_counter()
+    began, busy = time.perf_counter(), time.process_time()
     config = Config()
     bar = progress.add_task("planners", total=config.steps * seeds) if progress else None
     tick = (lambda: progress.advance(bar)) if progress and bar is not None else (lambda: None)
@@ -142,6 +143,7 @@ def main(seeds: int = 3, progress: Progress | None = None) -> Reproduction:
         measured={
             "checks": checks, "link_f1_gain": [round(gain, 4) for gain in gains], "link_f1_gain_mean": round(mean, 4),
             "node_f1_change": [round(change, 4) for change in moved], "runs": runs, "real_requests": real,
+            "cpu_seconds": round(time.process_time() - busy, 1),
         },
         ratio=round(_mean([f["overall"]["link_f1"] / f["overall"]["node_f1"] for f in free]), 4),
         held=all(checks.values()),
@@ -173,3 +175,26 @@ def _pooled(groups: dict[str, Any], name: str, sizes: range) -> float:
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
+
+
+def picture(found: Reproduction, path: Path) -> None:
+    """F1 by the number of tools, freely and held to the graph; and what is hard."""
+    runs, sizes = found.measured["runs"], [f"{size} tools" for size in range(2, 11)]
+    lines = []
+    for way, style in (("free", "s--"), ("held to the graph", "o-")):
+        for name, label in (("node_f1", "tools"), ("link_f1", "links")):
+            kept = [run[f"held-out phrases, {way}"] for run in runs]
+            values = [_mean([groups[size][name] for groups in kept if size in groups]) for size in sizes]
+            lines.append(Line(f"{label}, {way}", list(range(2, 11)), values, style=style))
+    parts = {"node_f1": "tools", "link_f1": "links", "parameter_name_f1": "names", "parameter_value_f1": "values"}
+    bars = [
+        Line(way, list(range(len(parts))), [_mean([run[way]["overall"][name] for run in runs]) for name in parts], style="bars")
+        for way in ("known phrases, free", "held-out phrases, free", "held-out phrases, held to the graph", "held-out phrases, random path")
+    ]
+    save(
+        [
+            Chart("By number of tools, held-out phrases", "tools", "F1", lines),
+            Chart("What is hard", "", "F1", bars, names=list(parts.values())),
+        ],
+        path,
+    )

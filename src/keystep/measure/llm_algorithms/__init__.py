@@ -17,10 +17,11 @@ from keystep.measure.llm_algorithms.graph import Estimate, Node, Pipeline, divid
 from keystep.measure.llm_algorithms.predict import Choice, Prediction, choose, grid, predict
 from keystep.measure.llm_algorithms.profile import Profile, calls_of, journaled_profile, pilot
 from keystep.measure.llm_algorithms.run import Measured, compare, measure
-from keystep.measure.llm_algorithms.tasks import TASKS, Counting, RetrievalAugmented, Retrieving, Sorting
+from keystep.measure.llm_algorithms.tasks import TASKS, Algorithm, Counting, RetrievalAugmented, Retrieving, Sorting
 
 __all__ = [
     "TASKS",
+    "Algorithm",
     "CallCost",
     "Choice",
     "Counting",

@@ -120,8 +120,8 @@ def retrieval_error(present: int, absent: int, miss: float, false: float = 0.0, 
     drawn = generator.random((DRAWS, present))
     votes = (drawn >= miss + wrong).sum(axis=1)
     others = ((drawn >= miss) & (drawn < miss + wrong)).sum(axis=1) + generator.binomial(absent, false, DRAWS)
-    lost = (votes == 0) | (votes == 1) * (others / (1 + others))  # every false answer has one vote
-    return float(np.where(votes == 0, 1.0, lost).mean())
+    tied = np.where(votes == 1, others / (1 + others), 0.0)  # every false answer has one vote
+    return float(np.where(votes == 0, 1.0, tied).mean())
 
 
 def _lost(algorithm: Algorithm, n: int, m: int, missed: float) -> float:

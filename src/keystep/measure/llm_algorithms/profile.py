@@ -89,28 +89,28 @@ class Pilot:
     """The method of a pilot run (`Run.solve`): calls on drawn parts of each size, one after the other, so that their seconds are their own.
 
     Args:
-        trials: problems a size; each gives one part, or one that holds the answer and one that does not.
+        trials: problems a size, or for each size; a problem gives one part, or one that holds the answer and one that does not.
 
     Raises:
         BadInput: a size is below 1 or above n, or there are no trials.
     """
 
-    def __init__(self, algorithm: Algorithm, n: int, sizes: Sequence[int], trials: int = 20, seed: int = 0) -> None:
-        whole("trials", trials)
+    def __init__(self, algorithm: Algorithm, n: int, sizes: Sequence[int], trials: int | Mapping[int, int] = 20, seed: int = 0) -> None:
         for m in sizes:
             if not 1 <= m <= n:
                 raise BadInput("is from 1 to n", field="sizes", value=m)
-        self.algorithm, self.n, self.sizes, self.trials, self.seed = algorithm, n, list(sizes), trials, seed
+        self.algorithm, self.n, self.sizes, self.seed = algorithm, n, list(sizes), seed
+        self.trials = {m: whole("trials", trials if isinstance(trials, int) else trials[m]) for m in sizes}
 
     def __repr__(self) -> str:  # what the journal knows the method by
-        return f"Pilot({self.algorithm.name}, n={self.n}, sizes={self.sizes}, trials={self.trials}, seed={self.seed})"
+        return f"Pilot({self.algorithm.name}, n={self.n}, sizes={self.sizes}, trials={list(self.trials.values())}, seed={self.seed})"
 
     async def solve(self, task: Task, ctx: Context) -> dict[str, Any]:
         algorithm = self.algorithm
         calls: list[Call] = []
         finals: list[Call] = []
         for m in self.sizes:
-            for trial in range(self.trials):
+            for trial in range(self.trials[m]):
                 random = Random(f"pilot {self.seed} {algorithm.name} {m} {trial}")
                 problem = algorithm.problem(self.n, random)
                 for part in algorithm.samples(problem, m, random):
@@ -127,7 +127,9 @@ def _call(size: float, answer: Answer, errors: dict[str, float]) -> Call:
     return Call(size, answer.tokens_in, answer.tokens_out, answer.seconds, errors)
 
 
-async def pilot(run: Run, algorithm: Algorithm, n: int, sizes: Sequence[int], trials: int = 20, seed: int = 0) -> Profile:
+async def pilot(
+    run: Run, algorithm: Algorithm, n: int, sizes: Sequence[int], trials: int | Mapping[int, int] = 20, seed: int = 0
+) -> Profile:
     """The profile of the run's model for parts of these sizes of problems of size n; see `Pilot`."""
     return Profile.of(await run.solve(Pilot(algorithm, n, sizes, trials, seed), Task(goal=f"profile {algorithm.name}")))
 

@@ -1,4 +1,4 @@
-"""The algorithms run on a model, every call through `Context.ask`: split, calls in groups, putting together; and predicted beside measured."""
+"""The algorithms run on a model, every call through `Context.ask`; and what was predicted beside what was measured."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ Part = dict[str, Any]
 
 
 class Algorithm(ABC):
-    """One of the four. `main` names the metric that is its error; `least` the smallest useful size of a part."""
+    """One of the four. `main` names the metric that is its error; `least` the smallest useful size of a problem."""
 
     name: str
     main: str
@@ -153,15 +153,17 @@ class Retrieving(Algorithm):
     name, main, least = "retrieval", "error", 100
 
     def problem(self, n: int, random: Random) -> Problem:
+        at_least(self.least, n)
         objects = [f"{colour} {thing}" for colour in COLOURS for thing in THINGS]
         codes = dict(zip(objects, random.sample(range(100_000, 1_000_000), len(objects)), strict=True))
         target = random.choice(objects)
         needle = sentence(target, codes[target])
         others = [name for name in objects if name != target]
-        lines: list[str] = []
-        while sum(map(len, lines)) + len(lines) + len(needle) < n:
+        lines, length = list[str](), len(needle)
+        while length < n:
             other = random.choice(others)
             lines.append(sentence(other, codes[other]))
+            length += 1 + len(lines[-1])
         place = int(random.uniform(0.05, 0.55) * len(lines))
         text = " ".join([*lines[:place], needle, *lines[place:]])[:n]
         start = text.index(needle)
@@ -206,17 +208,19 @@ class Retrieving(Algorithm):
 class RetrievalAugmented(Algorithm):
     """The six digits of a passcode, each in a sentence of its own: every part gives the sentences that tell of it, a last call answers."""
 
-    name, main, least, final = "retrieval-augmented", "exact_error", 120, True
+    name, main, least, final = "retrieval-augmented", "exact_error", 500, True
 
     def problem(self, n: int, random: Random) -> Problem:
+        at_least(self.least, n)
         objects = [f"{colour} {thing}" for colour in COLOURS for thing in THINGS]
         target = random.choice(objects)
         digits = [random.randint(1, 9) for _ in ORDINALS]
         needles = [digit_sentence(target, place, digit) for place, digit in enumerate(digits)]
         others = [name for name in objects if name != target]
-        lines: list[str] = []
-        while sum(map(len, lines)) + len(lines) + sum(map(len, needles)) + len(needles) < n:
+        lines, length = list[str](), sum(map(len, needles)) + len(needles)
+        while length < n:
             lines.append(digit_sentence(random.choice(others), random.randrange(len(ORDINALS)), random.randint(1, 9)))
+            length += 1 + len(lines[-1])
         for needle in random.sample(needles, len(needles)):
             lines.insert(int(random.uniform(0.05, 0.95) * len(lines)), needle)
         text = " ".join(lines)
@@ -267,6 +271,11 @@ COLOURS = ("red", "blue", "green", "white", "black", "golden")
 THINGS = ("door", "chest", "locker", "vault")
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth")
 TASKS: dict[str, Algorithm] = {task.name: task for task in (Counting(), Sorting(), Retrieving(), RetrievalAugmented())}
+
+
+def at_least(least: int, n: int) -> None:
+    if n < least:
+        raise BadInput(f"is at least {least} here", field="n", value=n)
 
 
 def sentence(name: str, code: int) -> str:
