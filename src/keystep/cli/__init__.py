@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 from keystep.cli.bench import bench
 from keystep.cli.catalogue import methods, models
+from keystep.cli.decompose import decompose
 from keystep.cli.export import export, prune
 from keystep.cli.forecast import forecast
 from keystep.cli.helpers import init, reproduce, serve_model
@@ -34,7 +35,7 @@ class _Commands(TyperGroup):
 
 
 app = typer.Typer(name="keystep", cls=_Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-for command in (run, forecast, resume, runs, show, decide, export, prune, init, models, methods, bench, reproduce, serve_model):
+for command in (run, forecast, resume, runs, show, decide, export, prune, init, models, methods, bench, decompose, reproduce, serve_model):
     app.command()(command)
 
 

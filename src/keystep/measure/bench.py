@@ -26,6 +26,7 @@ from keystep.run.vote import First
 BENCHMARKS = {
     "long-horizon-execution": "keystep.measure.long_horizon.bench",
     "procbench": "keystep.measure.procbench.bench",
+    "taskbench": "keystep.measure.taskbench.bench",
 }
 
 MOST_BYTES = 2**28  # of a file of predictions

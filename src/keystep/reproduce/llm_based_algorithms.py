@@ -131,8 +131,8 @@ def main(seeds: int = 3, progress: Progress | None = None) -> Reproduction:
     return Reproduction(
         name="llm-based-algorithms", room="measure",
         paper="Chen et al. 2024, On the Design and Analysis of LLM-Based Algorithms, arXiv 2407.14788",
-        claim="From the error and cost of single calls follow those of the whole pipeline at every sub-task size, well enough to choose it; "
-        "splitting finely beats the direct solve in counting and sorting, and in retrieval there is a best size in between.",
+        claim="From the error and cost of single calls follow those of the whole pipeline at every sub-task size, well enough to choose "
+        "it; splitting finely beats the direct solve in counting and sorting, and in retrieval there is a best size in between.",
         setting={
             "workers": "counting: GRU, strings to 60; sorting: pointer net, lists to 20; retrieval: convolutions, windows to 256",
             "training_steps": workers.STEPS, "n": {case[0].name: case[2] for case in CASES}, "m": {case[0].name: case[3] for case in CASES},

@@ -13,7 +13,18 @@ pilot calls and from journals, and the four algorithms run on any model. Not cov
 
 from keystep.measure.llm_algorithms.costs import CallCost, Prices, Speed, latency
 from keystep.measure.llm_algorithms.curves import Curve
-from keystep.measure.llm_algorithms.graph import Estimate, Node, Pipeline, divide_and_conquer, parallel, retrieval_augmented
+from keystep.measure.llm_algorithms.graph import (
+    CallError,
+    Estimate,
+    Given,
+    Node,
+    Pipeline,
+    PowerLaw,
+    divide_and_conquer,
+    load,
+    parallel,
+    retrieval_augmented,
+)
 from keystep.measure.llm_algorithms.predict import Choice, Prediction, choose, grid, predict
 from keystep.measure.llm_algorithms.profile import Profile, calls_of, journaled_profile, pilot
 from keystep.measure.llm_algorithms.run import Measured, compare, measure
@@ -23,13 +34,16 @@ __all__ = [
     "TASKS",
     "Algorithm",
     "CallCost",
+    "CallError",
     "Choice",
     "Counting",
     "Curve",
     "Estimate",
+    "Given",
     "Measured",
     "Node",
     "Pipeline",
+    "PowerLaw",
     "Prediction",
     "Prices",
     "Profile",
@@ -44,6 +58,7 @@ __all__ = [
     "grid",
     "journaled_profile",
     "latency",
+    "load",
     "measure",
     "parallel",
     "pilot",

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -167,7 +166,8 @@ def folded(mean: float, sd: float) -> float:
     """E|X| of a normal X."""
     if sd == 0:
         return abs(mean)
-    return sd * math.sqrt(2 / math.pi) * math.exp(-(mean**2) / (2 * sd**2)) + mean * math.erf(mean / (sd * math.sqrt(2)))
+    z = mean / sd
+    return sd * math.sqrt(2 / math.pi) * math.exp(-z * z / 2) + mean * math.erf(z / math.sqrt(2))
 
 
 def parallel(n: int, m: int, rule: str = "sum") -> Pipeline:
@@ -213,27 +213,52 @@ def divide_and_conquer(
     return Pipeline(nodes, rule)
 
 
-class _File(BaseModel):
+class PowerLaw(BaseModel):
+    """One call's error as scale m^power, with no bias; `sd` is its spread over its mean absolute size (a normal law's by default)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    scale: float = Field(default=0.0, ge=0)
+    power: float = 1.0
+    sd: float = Field(default=math.sqrt(math.pi / 2), ge=0)
+
+    def __call__(self, m: float) -> CallError:
+        size = self.scale * m**self.power
+        return CallError(size, 0.0, self.sd * size)
+
+
+class Given(BaseModel):
+    """A graph of one's own with what its calls err and cost, as a JSON file:
+
+    {"rule": "sum", "nodes": [{"name": "a", "size": 40}, {"name": "all", "needs": ["a"]}], "error": {"scale": 0.02, "power": 1.5},
+    "cost": {"system": 60}, "prices": {"token_in": 2e-6}, "speed": {"start": 0.5, "token_out": 0.02}}
+    """
+
     model_config = ConfigDict(extra="forbid")
 
-    rule: str = "sum"
     nodes: list[Node]
+    rule: str = "sum"
+    error: PowerLaw = PowerLaw()
+    cost: CallCost = CallCost()
+    prices: Prices = Prices()
+    speed: Speed = Speed()
+
+    def estimate(self, parallel: int | None = None) -> Estimate:
+        return Pipeline(self.nodes, self.rule).estimate(self.error, self.cost, self.prices, self.speed, parallel)
 
 
-def load_pipeline(path: str | Path) -> Pipeline:
-    """A pipeline of one's own: {"rule": "sum", "nodes": [{"name": "a", "size": 40}, {"name": "all", "needs": ["a"]}]}.
+def load(path: str | Path) -> Given:
+    """A graph of one's own.
 
     Raises:
         BadInput: it cannot be read, or is none.
     """
     try:
-        value: Any = json.loads(Path(path).read_bytes())
-        found = _File.model_validate(value)
+        return Given.model_validate(json.loads(Path(path).read_bytes()))
     except OSError as error:
-        raise BadInput(f"cannot be read ({error.strerror})", field="graph", value=str(path)) from None
+        raise BadInput(f"cannot be read ({error.strerror})", field="graph", value=str(path), mend="name a JSON file") from None
     except ValidationError as error:
         first = error.errors()[0]
         raise BadInput(first["msg"], field=f"graph {'.'.join(map(str, first['loc']))}", value=first["input"]) from None
     except (ValueError, RecursionError) as error:
-        raise BadInput(f"is not JSON ({error})", field="graph", value=str(path)) from None
-    return Pipeline(found.nodes, found.rule)
+        raise BadInput(f"is not JSON ({error})", field="graph", value=str(path), mend="see the page on LLM-based algorithms") from None

@@ -54,10 +54,10 @@ def predict(
     tokens_in, tokens_out = (math.fsum(each[side] for each in tokens) for side in (0, 1))
     last = 0.0
     if algorithm.final and profile.finals:
-        finals = profile.finals
-        tokens_in += _mean([call.tokens_in for call in finals])
-        tokens_out += _mean([call.tokens_out for call in finals])
-        last = _mean([call.seconds for call in finals])
+        longer = _given(algorithm, n, m, profile)[1] - _mean([call.size for call in profile.finals])
+        tokens_in += _mean([call.tokens_in for call in profile.finals]) + cost.per_item * longer
+        tokens_out += _mean([call.tokens_out for call in profile.finals])
+        last = _mean([call.seconds for call in profile.finals]) + speed.token_in * cost.per_item * longer
     errors, worst = _errors(algorithm, profile, n, m, split)
     figures = errors | {
         "calls": float(len(split) + algorithm.final), "tokens_in": tokens_in, "tokens_out": tokens_out,
@@ -78,8 +78,7 @@ def _errors(algorithm: Algorithm, profile: Profile, n: int, m: int, split: Seque
         return {"exact_error": 1 - right, "linf": _worst_of(profile.values("linf"), split)}, min(1.0, math.fsum(map(exact, split)))
     if isinstance(algorithm, Retrieving):
         return {"error": _retrieval(profile, algorithm, n, m)}, None
-    missed = profile.curve("missed", rising=True)
-    lost = _lost(algorithm, n, m, missed(min(m, n)))
+    lost, _ = _given(algorithm, n, m, profile)
     final = _mean([call.errors.get("exact_error", 0.0) for call in profile.finals]) if profile.finals else 0.0
     return {"exact_error": 1 - (1 - lost) ** len(ORDINALS) * (1 - final), "wrong_digits": lost}, None
 
@@ -124,16 +123,21 @@ def retrieval_error(present: int, absent: int, miss: float, false: float = 0.0, 
     return float(np.where(votes == 0, 1.0, tied).mean())
 
 
-def _lost(algorithm: Algorithm, n: int, m: int, missed: float) -> float:
-    """The chance that no window gives a sentence, over where the sentences stand; one that no window holds whole is lost."""
-    chances = []
+def _given(algorithm: Algorithm, n: int, m: int, profile: Profile) -> tuple[float, float]:
+    """The chance that no window gives a sentence (one that none holds whole is lost), and how long what they give is; over where the
+    sentences stand."""
+    missed = profile.curve("missed", rising=True)(min(m, n))
+    lost: list[float] = []
+    lengths: list[float] = []
     for trial in range(TRIALS):
         problem = algorithm.problem(n, Random(f"layout {trial}"))
-        parts = algorithm.parts(problem, m)
-        for needle in problem["needles"]:
-            held = sum(needle in part["text"] for part in parts)
-            chances.append(missed**held if held else 1.0)
-    return _mean(chances)
+        texts = [part["text"] for part in algorithm.parts(problem, m)]
+        held = {needle: sum(needle in text for text in texts) for needle in problem["needles"]}
+        lost += [missed**count if count else 1.0 for count in held.values()]
+        telling = [text for text in texts if any(needle in text for needle in held)]
+        whole = algorithm.together(problem, [" ".join(needle for needle in held if needle in text) for text in telling])
+        lengths.append((1 - missed) * len(whole))
+    return _mean(lost), _mean(lengths)
 
 
 def _mean(values: Sequence[float]) -> float:

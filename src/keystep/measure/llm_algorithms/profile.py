@@ -36,7 +36,7 @@ class Profile:
     finals: tuple[Call, ...] = ()
 
     def cost(self) -> CallCost:
-        """Tokens as a line over the size."""
+        """Tokens as a line over the size; it takes two sizes to tell what is fixed."""
         rows = [(call.size,) for call in self.calls]
         system, per_item = affine(rows, [call.tokens_in for call in self.calls])
         out, out_per_item = affine(rows, [call.tokens_out for call in self.calls])

@@ -61,8 +61,11 @@ class Algorithm(ABC):
 
     def samples(self, problem: Problem, m: int, random: Random) -> list[Part]:
         """Parts for a pilot: one of full size, drawn."""
-        whole = [part for part in self.parts(problem, m) if part["size"] == min(m, problem["n"])]
-        return [random.choice(whole)]
+        return [random.choice(self.whole(problem, m))]
+
+    def whole(self, problem: Problem, m: int) -> list[Part]:
+        """The parts of full size."""
+        return [part for part in self.parts(problem, m) if part["size"] == min(m, problem["n"])]
 
     def final_prompt(self, problem: Problem, found: Any) -> str:
         raise NotImplementedError
@@ -191,7 +194,7 @@ class Retrieving(Algorithm):
         return {"false": float(answer is not None and answer != problem["truth"])}
 
     def samples(self, problem: Problem, m: int, random: Random) -> list[Part]:
-        parts = self.parts(problem, m)
+        parts = self.whole(problem, m)
         present, absent = ([part for part in parts if part["present"] is there] for there in (True, False))
         return [random.choice(some) for some in (present, absent) if some]
 
@@ -245,7 +248,7 @@ class RetrievalAugmented(Algorithm):
         return {"missed": 1 - sum(needle in (answer or "") for needle in due) / len(due)} if due else {}
 
     def samples(self, problem: Problem, m: int, random: Random) -> list[Part]:
-        telling = [part for part in self.parts(problem, m) if any(needle in part["text"] for needle in problem["needles"])]
+        telling = [part for part in self.whole(problem, m) if any(needle in part["text"] for needle in problem["needles"])]
         return [random.choice(telling)] if telling else []
 
     def together(self, problem: Problem, answers: Sequence[Any]) -> str:
