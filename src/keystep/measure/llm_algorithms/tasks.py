@@ -226,7 +226,7 @@ class RetrievalAugmented(Algorithm):
             length += 1 + len(lines[-1])
         for needle in random.sample(needles, len(needles)):
             lines.insert(int(random.uniform(0.05, 0.95) * len(lines)), needle)
-        text = " ".join(lines)
+        text = " ".join(lines)[:n]  # the last line tells nothing
         return {"n": len(text), "text": text, "target": target, "needles": needles, "truth": digits}
 
     def parts(self, problem: Problem, m: int) -> list[Part]:
