@@ -10,18 +10,19 @@ import json
 import random
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 from pydantic import BaseModel, ValidationError
 
-from keystep.errors import BadInput
+from keystep.errors import BadInput, Undecided
 from keystep.lm.base import LM
 from keystep.measure.chart import Chart
 from keystep.run import Many, Procedure, Run
 from keystep.run.flags import Flag
-from keystep.run.vote import First
+from keystep.run.vote import First, Rule
 
 BENCHMARKS = {
     "long-horizon-execution": "keystep.measure.long_horizon.bench",
@@ -130,21 +131,23 @@ def many(chosen: Benchmark, settings: BaseModel, problems: list[Problem], voted:
 
 def journaled(run: Run, count: int) -> list[list[Any]]:
     """The answers of every row of a run, as far as each came."""
-    found = []
-    for number in range(count):
-        scope, _, _ = run.journal.open_scope(run.id, f"row{number}")
-        found.append([row.answer for row in run.journal.rows(scope)])
-    return found
+    return [_answers(run, f"row{number}") for number in range(count)]
 
 
-async def ask_one(chosen: Benchmark, settings: BaseModel, problem: Problem, lm: LM, rule: Any = None, **options: Any) -> list[Any]:
-    """A single problem put to a model by itself (for other harnesses); `options` are those of `Run`."""
-    run = Run(lm, vote=rule or First(cap=1), **options)
+def _answers(run: Run, path: str) -> list[Any]:
+    scope, _, _ = run.journal.open_scope(run.id, path)
+    return [row.answer for row in run.journal.rows(scope)]
+
+
+async def ask_one(chosen: Benchmark, settings: BaseModel, problem: Problem, lm: LM, rule: Rule | None = None, seed: int = 0) -> list[Any]:
+    """A single problem put to a model by itself, for other harnesses; its answers as far as they could be decided."""
+    procedure = chosen.procedure(settings, problem)
+    procedure.voted = rule is not None
+    run = Run(lm, vote=rule or First(cap=1), seed=seed)
     try:
-        await many(chosen, settings, [problem], voted=rule is not None, concurrency=1).execute(run)
-        for line in run.journal.row_lines(run.id, "failed"):
-            raise RuntimeError(json.loads(line)["error"])
-        return journaled(run, 1)[0]
+        with suppress(Undecided):
+            await run.execute(procedure)
+        return _answers(run, "0")
     finally:
         run.close()
 

@@ -304,7 +304,8 @@ def _runs(settings: Settings, way: str, rows: Sequence[tuple[Mapping[str, Any], 
     p = step_accuracy(mean, per_turn)
     summary = {
         "first turn": float(step[0]), "turn accuracy": mean, "step accuracy": p,
-        "H 0.5": horizon(scores.prefix, 0.5, per_turn), "H 0.8": horizon(scores.prefix, 0.8, per_turn),
+        "H 0.5": horizon(scores.prefix, 0.5, per_turn) if len(rows) > 1 else None,  # of one instance it would say nothing
+        "H 0.8": horizon(scores.prefix, 0.8, per_turn) if len(rows) > 1 else None,
         "steps before the first error": float(scores.prefix.sum(axis=1).mean()) * per_turn,
         "unreadable": float(scores.invalid.mean()),
     }  # fmt: skip
