@@ -114,3 +114,8 @@ def procbench(limit: int | None = None, seed: int = 0, majority: int | None = No
 @task
 def long_horizon_execution(limit: int | None = None, seed: int = 0, majority: int | None = None, **settings: Any) -> Task:
     return _task("long-horizon-execution", limit, seed, majority, settings)
+
+
+@task
+def taskbench(limit: int | None = None, seed: int = 0, majority: int | None = None, **settings: Any) -> Task:
+    return _task("taskbench", limit, seed, majority, settings)

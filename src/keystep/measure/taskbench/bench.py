@@ -105,7 +105,7 @@ def predicted(settings: Settings, problem: Problem, record: Mapping[str, Any]) -
 
 
 def score(settings: Settings, problems: Sequence[Problem], answers: Sequence[Sequence[Any]]) -> dict[str, Any]:
-    """TaskEval by both conventions; the summary's plain names are the honest figures, those with "published" the paper's."""
+    """TaskEval by both conventions; the summary's plain names are the honest figures, those with "_published" the paper's."""
     graph = _graph(settings.tools, settings.links)
     samples = [sample_of(problem, f"problem {problem['id']}") for problem in problems]
     given = {sample.id: _usable(answer[0]) for sample, answer in zip(samples, answers, strict=True) if answer}
@@ -113,9 +113,9 @@ def score(settings: Settings, problems: Sequence[Problem], answers: Sequence[Seq
     groups = found["groups"]
     overall = groups.get("overall", {"honest": {}, "published": {}})
     odd = [{"id": sample.id, "oddity": oddity} for sample in samples for oddity in lint(sample, graph)]
-    summary = {"samples": found["samples"], "coverage": found["coverage"]}
+    summary = {"problems": found["samples"], "coverage": found["coverage"]}
     summary |= {name: overall["honest"].get(name) for name in SUMMARY}
-    summary |= {f"{name}, published": overall["published"].get(name) for name in SHOWN}
+    summary |= {f"{name}_published": overall["published"].get(name) for name in SHOWN}
     tables = {
         "All figures": [
             {"figure": name, "honest": value, "published": overall["published"].get(name)} for name, value in overall["honest"].items()
