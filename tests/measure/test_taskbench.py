@@ -448,7 +448,8 @@ class Author(LM):
     def answer(self, prompt, drawn):
         tools = [json.loads(line) for line in re.findall(r"^\{\"id\".*$", prompt, re.MULTILINE)]
         links = [
-            dict(zip(("source", "target"), line.split(" -> "), strict=True)) for line in re.findall(r"^[^.{\n]+ -> .+$", prompt, re.MULTILINE)
+            dict(zip(("source", "target"), line.split(" -> "), strict=True))
+            for line in re.findall(r"^[^.{\n]+ -> .+$", prompt, re.MULTILINE)
         ]
         nodes = [{"id": t["id"], "input": [link["source"] for link in links if link["target"] == t["id"]]} for t in tools]
         steps, verdict, mood = [f"use {tool['id']}" for tool in tools], "Executable: yes, Correct: yes", drawn.random()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Coroutine
-from dataclasses import asdict
+from collections.abc import Callable, Coroutine
+from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
 from random import Random
@@ -17,8 +17,24 @@ from keystep.cli.defaults import JOURNAL, MODEL, number, whole
 from keystep.errors import BadInput
 
 if TYPE_CHECKING:
-    from keystep.measure.llm_algorithms import Algorithm, Given, Prediction, Prices
+    from keystep.measure.llm_algorithms import Algorithm, Given, Prices
     from keystep.run import Run
+
+
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    """What is to be predicted and measured."""
+
+    algorithm: Algorithm
+    n: int
+    sizes: list[int]
+    parallel: int
+    trials: int
+    problems: int
+    objective: str
+    at_most: dict[str, float]
+    prices: Prices
+    seed: int
 
 
 def decompose(
@@ -62,12 +78,14 @@ def decompose(
         if value < least:
             raise BadInput(f"is at least {least}", field=name, value=value)
     algorithm = TASKS[task]
-    table = [whole(text) for text in sizes.split(",")] if sizes else grid(n, max(1, n // 20))
-    limits = dict(_limit(text) for text in at_most or ())
-    about = {"task": task, "n": n, "sizes": table, "model": model, "majority": majority, "temperature": temperature, "seed": seed}
-    stem = f"{task}-{blake2b(json.dumps([about, trials]).encode(), digest_size=5).hexdigest()}"
-    small = objective or algorithm.main
-    about |= {"parallel": parallel, "trials": trials, "problems": problems, "objective": small, "at_most": limits}
+    wish = _Wish(
+        algorithm, n, [whole(text) for text in sizes.split(",")] if sizes else grid(n, max(1, n // 20)), parallel, trials, problems,
+        objective or algorithm.main, dict(_limit(text) for text in at_most or ()), Prices(price_in, price_out), seed,
+    )  # fmt: skip
+    about = {"task": task, "model": model, "majority": majority, "temperature": temperature}
+    about |= {name: value for name, value in asdict(wish).items() if name != "algorithm"}
+    asked = [about[name] for name in ("task", "n", "sizes", "trials", "model", "majority", "temperature", "seed")]
+    stem = f"{task}-{blake2b(json.dumps(asked).encode(), digest_size=5).hexdigest()}"
     job = Job.of({"procedure": f"decompose {task}", "model": model, "base_url": base_url, "api_key_env": api_key_env, "seed": seed,
                   "temperature": temperature, "majority": majority})  # fmt: skip
     lm, store = job.build_lm(), open_journal(journal, must_exist=False)
@@ -77,11 +95,7 @@ def decompose(
         return Run(lm, vote=rule, seed=seed, journal=store, id=f"decompose-{stem}-{part}", sampling=job.sampling())
 
     try:
-        found = asyncio.run(
-            _all(
-                algorithm, begun, n, table, parallel, trials, problems, small, limits, Prices(price_in, price_out), seed, quiet
-            )
-        )
+        found = asyncio.run(_all(wish, begun, quiet))
     except (KeyboardInterrupt, asyncio.CancelledError):
         typer.echo("stopped; all answers are kept; the same command goes on", err=True)
         raise typer.Exit(3) from None
@@ -118,27 +132,26 @@ def _predict_graph(file: Path, parallel: int, speed_of: str | None, journal: str
     typer.echo(json.dumps(found) if as_json else "\n".join(f"{name}: {value:.6g}" for name, value in found.items()))
 
 
-async def _all(
-    algorithm: Algorithm, begun: Any, n: int, table: list[int], parallel: int, trials: int, problems: int, objective: str,
-    limits: dict[str, float], prices: Prices, seed: int, quiet: bool,
-) -> dict[str, Any]:  # fmt: skip
-    """Profile, predict, choose, measure."""
+async def _all(wish: _Wish, begun: Callable[[str], Run], quiet: bool) -> dict[str, Any]:
+    """Profile, predict, choose, measure; `begun` gives the run of a part of it."""
     from keystep.measure.llm_algorithms import choose, compare, measure, pilot, predict
     from keystep.measure.llm_algorithms.run import means
 
+    algorithm, n = wish.algorithm, wish.n
     run = begun("pilot")
     try:
-        profile = await _followed(run, "pilot calls", None, pilot(run, algorithm, n, table, trials, seed), quiet)
-        predictions: list[Prediction] = [predict(algorithm, profile, n, m, parallel, prices) for m in table]
-        chosen = choose(predictions, objective, limits).best
-        found: dict[str, Any] = {"chosen": chosen.m, "predicted": [{"m": row.m, "worst": row.worst, **row.figures} for row in predictions]}
-        if problems:
-            given = [algorithm.problem(n, Random(f"{algorithm.name} {seed} {number}")) for number in range(problems)]
-            for what, row in (("chosen", chosen), ("direct", predict(algorithm, profile, n, n, parallel, prices))):
-                total = sum(len(algorithm.parts(problem, row.m)) for problem in given)
-                run = begun(f"m{row.m}")
-                measured = await _followed(run, f"parts of {row.m}", total, measure(run, algorithm, given, row.m, parallel), quiet)
-                found[f"measured, {what}"] = compare(row.figures, means(measured, prices))
+        profile = await _followed(run, "pilot calls", None, pilot(run, algorithm, n, wish.sizes, wish.trials, wish.seed), quiet)
+        table = [predict(algorithm, profile, n, m, wish.parallel, wish.prices) for m in wish.sizes]
+        chosen = choose(table, wish.objective, wish.at_most).best
+        found: dict[str, Any] = {"chosen": chosen.m, "predicted": [{"m": row.m, "worst": row.worst, **row.figures} for row in table]}
+        problems = [algorithm.problem(n, Random(f"{algorithm.name} {wish.seed} {number}")) for number in range(wish.problems)]
+        direct = predict(algorithm, profile, n, n, wish.parallel, wish.prices)
+        for what, row in (("chosen", chosen), ("direct", direct)) if problems else ():
+            run = begun(f"m{row.m}")
+            calls = sum(len(algorithm.parts(problem, row.m)) for problem in problems)
+            work = measure(run, algorithm, problems, row.m, wish.parallel)
+            measured = await _followed(run, f"parts of {row.m}", calls, work, quiet)
+            found[f"measured, {what}"] = compare(row.figures, means(measured, wish.prices))
     finally:
         await run.asking.lm.close()
     return found
