@@ -18,7 +18,7 @@ from typing import Any, Protocol, cast
 from pydantic import BaseModel, ValidationError
 
 from keystep.errors import BadInput, Undecided
-from keystep.lm.base import LM
+from keystep.lm.base import LM, draw_key
 from keystep.measure.chart import Chart
 from keystep.run import Many, Procedure, Run
 from keystep.run.flags import Flag
@@ -143,7 +143,7 @@ async def ask_one(chosen: Benchmark, settings: BaseModel, problem: Problem, lm: 
     """A single problem put to a model by itself, for other harnesses; its answers as far as they could be decided."""
     procedure = chosen.procedure(settings, problem)
     procedure.voted = rule is not None
-    run = Run(lm, vote=rule or First(cap=1), seed=seed)
+    run = Run(lm, vote=rule or First(cap=1), seed=draw_key(seed, problem["id"]) % 2**63)  # as all have the same address
     try:
         with suppress(Undecided):
             await run.execute(procedure)

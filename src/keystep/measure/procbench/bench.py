@@ -40,7 +40,7 @@ Do one step: {now}.
 Answer with the state after this step as JSON, on one line, and nothing else:
 state = [the state]
 """
-_STATE = re.compile(r"^\s*state\s*=[ \t]*(.+?)\s*$", re.IGNORECASE | re.MULTILINE)
+_STATE = re.compile(r"^[ \t*]*state[ \t]*=(.+)$", re.IGNORECASE | re.MULTILINE)
 BUCKETS = {"short": (2, 6), "medium": (7, 16), "long": (17, 25)}  # steps, as the paper groups them
 
 

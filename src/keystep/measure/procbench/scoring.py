@@ -17,8 +17,9 @@ from keystep.errors import BadInput
 from keystep.run.flags import Flag
 
 _OBJECT = re.compile(r'\{\s*"(?:intermediate|final)"')
-_STEP = re.compile(r"^\W*step\W*(\d+)\W*?:[ \t]*(.*?)\s*$", re.IGNORECASE | re.MULTILINE)
-_FINAL = re.compile(r"^\W*final(?: state)?\W*?:[ \t]*(.*?)\s*$", re.IGNORECASE | re.MULTILINE)
+_STEP = re.compile(r"^[ \t*#>-]*step[ *]*(\d+)[ *]*:(.*)$", re.IGNORECASE | re.MULTILINE)
+_FINAL = re.compile(r"^[ \t*#>-]*final(?: state)?[ *]*:(.*)$", re.IGNORECASE | re.MULTILINE)
+_AROUND = " \t\r*"
 _LOOKED_AT = 20  # objects of a text, from its end
 
 
@@ -98,14 +99,15 @@ def extract(text: str) -> dict[str, Any]:
         if isinstance(found.get("intermediate"), list) and "final" in found:
             return {"intermediate": found["intermediate"], "final": found["final"]}
     finals = list(_FINAL.finditer(text))
-    if not finals or not finals[-1][1]:
+    if not finals or not finals[-1][1].strip(_AROUND):
         raise Flag("no states")
     steps = {int(number): written for number, written in _STEP.findall(text[: finals[-1].start()]) if len(number) < 10}
     return {"intermediate": [state_in(steps[number]) for number in sorted(steps)], "final": state_in(finals[-1][1])}
 
 
 def state_in(text: str) -> Any:
-    """A state as it is written: JSON where it looks like a list or a quoted text, else the text itself."""
+    """A state as it is written: JSON where it looks like a list or a quoted text, else the text itself, without blanks and asterisks."""
+    text = text.strip(_AROUND)
     if text[:1] in ("[", '"'):
         try:
             return json.loads(text)
