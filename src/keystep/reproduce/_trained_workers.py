@@ -65,10 +65,9 @@ def _train(net: Any, steps: int, batch: Callable[[], tuple[Any, Any]], tick: Tic
     net.eval()
 
 
-def _drawn(scores: Any, generator: np.random.Generator) -> int:
+def _drawn(logits: Any, generator: np.random.Generator) -> int:
     """A class by its logits, at temperature 1."""
-    logits = scores.double().numpy()
-    return int(np.argmax(logits + generator.gumbel(size=logits.shape)))
+    return int(np.argmax(np.asarray(logits, dtype=float) + generator.gumbel(size=len(logits))))
 
 
 class Counter(Worker):
@@ -145,17 +144,16 @@ class Sorter(Worker):
             return (given, last, turn[:, None, :] < torch.arange(size)[None, :, None]), places
 
         _train(self.net, STEPS["sorting"], batch, tick)
+        with torch.inference_mode():  # a score is of two numbers, so all of them make a table
+            self.scores = (self.net.query(self.net.order) @ self.net.key(self.net.order).T).double().numpy()
 
     def answer(self, question: str, text: str, generator: np.random.Generator) -> str:
-        import torch
-
-        numbers = torch.tensor([_hundredths([float(number) for number in text.strip("[]").split(",")])])
-        gone, last, found = torch.zeros_like(numbers, dtype=torch.bool), START, list[int]()
-        with torch.inference_mode():
-            for _ in range(numbers.shape[1]):
-                place = _drawn(self.net(numbers, torch.tensor([[last]]), gone[:, None])[0, 0], generator)
-                gone[0, place], last = True, int(numbers[0, place])
-                found.append(last)
+        numbers = _hundredths([float(number) for number in text.strip("[]").split(",")])
+        left, last, found = np.array(numbers), START, list[int]()
+        while len(left):
+            place = _drawn(self.scores[last, left], generator)
+            last, left = int(left[place]), np.delete(left, place)
+            found.append(last)
         return f"[{', '.join(f'{number / 100:.2f}' for number in found)}]"
 
 
