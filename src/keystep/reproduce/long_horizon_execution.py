@@ -35,7 +35,7 @@ from keystep.run.vote import First, Rule
 MODULUS, WORDS, LIMIT, NOISE = 50, 20, 9, 10
 WIDTHS = (32, 48)  # the second is the one that is cured
 TURNS, INSTANCES = 64, 100  # of the whole runs
-TARGET, HISTORIES = 40, 300  # the turn asked, and histories at each rate
+TARGET, HISTORIES = 40, 200  # the turn asked, and histories at each rate
 RATES = (0.0, 0.25, 0.5, 0.75, 1.0)
 AUTHORS = (0.02, 0.3)
 ROWS, UPDATES, CURE_UPDATES = 16, 500, 150
