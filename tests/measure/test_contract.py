@@ -22,7 +22,7 @@ from keystep.run.vote import First
 EVERY = pytest.mark.parametrize("name", sorted(BENCHMARKS))
 SMALL = {  # settings that keep a benchmark to a few problems
     "procbench": {"tasks": [13, 17, 23], "longest": 4},
-    "long-horizon-execution": {"ways": ["conversation", "window-2"], "instances": 4, "horizon": 6, "size": 5},
+    "long-horizon-execution": {"ways": ["conversation", "window-2"], "instances": 4, "horizon": 6, "size": 5, "drawn": 9},
     "taskbench": {"n": 12},
 }
 JSON = st.recursive(

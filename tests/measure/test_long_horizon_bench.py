@@ -20,7 +20,7 @@ from keystep.run import Majority, Run
 from keystep.run.vote import First
 
 BENCH = benchmark("long-horizon-execution")
-SMALL = {"instances": 6, "horizon": 12, "size": 8}
+SMALL = {"instances": 6, "horizon": 12, "size": 8, "drawn": 100}
 
 
 def measured(lm, settings, rule=None, seed=0):
@@ -44,10 +44,10 @@ def test_the_reference_draws_in_this_order():
 def test_plans_are_the_beginning_of_the_long_ones():
     plan = lh.generate(size=8, instances=6)
     assert len(plan.keys[0]) == 50_000
-    problems = BENCH.problems(Settings(**SMALL, per_turn=5), 0)
+    problems = BENCH.problems(Settings(instances=6, horizon=12, size=8, per_turn=5), 0)
     assert [list(chain(*problem["turns"])) for problem in problems] == [keys[:12] for keys in plan.keys]
     assert [len(turn) for turn in problems[0]["turns"]] == [5, 5, 2]
-    assert problems == BENCH.problems(Settings(**SMALL, per_turn=5), 1)  # the plans are data_seed's
+    assert problems == BENCH.problems(Settings(instances=6, horizon=12, size=8, per_turn=5), 1)  # the plans are data_seed's
     values = plan.dictionary
     assert true_sums(problems[0]) == [sum(values[word] for word in plan.keys[0][:n]) for n in (5, 10, 12)]
 
@@ -90,13 +90,13 @@ def test_a_worker_without_errors_is_right_in_every_way(way, per_turn):
 def test_fresh_asks_the_prompt_of_the_builtin_ledger():
     from worker import Worker
 
-    scores = measured(Worker([0.9, 0.1]), Settings(ways=["fresh"], instances=20, horizon=20, size=8))
+    scores = measured(Worker([0.9, 0.1]), Settings(ways=["fresh"], instances=20, horizon=20, size=8, drawn=20))
     assert 0.8 < scores["summary"]["turn accuracy"] < 1
     assert scores["tables"]["By way"][0]["H 0.5"] == pytest.approx(lh.horizon_law(0.9), abs=3)
 
 
 def test_healing_keeps_errors_from_going_on():
-    settings = Settings(ways=["conversation", "healed"], instances=30, horizon=20, size=8)
+    settings = Settings(ways=["conversation", "healed"], instances=30, horizon=20, size=8, drawn=20)
     scores = measured(Adding(lambda turn, draw: draw < 0.2), settings)
     rows = {row["way"]: row for row in scores["tables"]["By way"]}
     assert rows["conversation"]["turn accuracy"] == pytest.approx(0.8, abs=0.06)
@@ -109,7 +109,7 @@ def test_a_vote_on_every_turn_helps():
     def errs(turn, draw):
         return draw < 0.3
 
-    settings = Settings(instances=20, horizon=10, size=8)
+    settings = Settings(instances=20, horizon=10, size=8, drawn=20)
     alone, voted = measured(Adding(errs), settings), measured(Adding(errs), settings, Majority(5))
     assert alone["summary"]["turn accuracy"] < 0.8 and voted["summary"]["turn accuracy"] > 0.95
 
@@ -145,7 +145,7 @@ def test_self_conditioning_is_told_from_long_context():
             async for sample in super().sample(request):
                 yield sample
 
-    settings = Settings(instances=150, size=8, errors=[0, 0.5, 1], target=20)
+    settings = Settings(instances=150, size=8, drawn=20, errors=[0, 0.5, 1], target=20)
     scores = measured(Conditioned(), settings)
     [rows] = scores["tables"].values()
     at = {row["rate"]: row for row in rows}

@@ -133,7 +133,8 @@ def test_metrics():
 @pytest.mark.parametrize(
     ("truth", "predicted", "same"),
     [
-        (5, "5", True), (5, "x", False), (5, None, False), (5, [5], False), (5, float("inf"), False), (5, "9" * 5000, False), (5, {}, False),
+        (5, "5", True), (5, "x", False), (5, None, False), (5, [5], False), (5, float("inf"), False), (5, "9" * 5000, False),
+        (5, {}, False),
         ("3", 3, True), ("abc", ["abc"], False), ("None", None, False), ("a", MISSING, False), ("abc", "abc ", False),
         ([1], [1, 1], False), ([1], ["1"], True), ([], [], False), (["a", "b"], "ab", False), ([1], None, False), ([1], {"0": 1}, False),
         (["a", "3"], ["a", 3], True), ([[1]], [[1]], True),

@@ -106,7 +106,7 @@ def _train(model: Any, net: Net, batch: Callable[[np.random.Generator], Batch], 
         wanted = counted[:, 1:]
         loss = functional.cross_entropy(logits[wanted], tokens[:, 1:][wanted])
         model.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         for optimizer, schedule in zip(optimizers, schedules, strict=True):
             optimizer.step()
             schedule.step()

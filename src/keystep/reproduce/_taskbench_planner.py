@@ -18,6 +18,7 @@ import numpy as np
 from keystep.measure.taskbench.graph import ToolGraph
 from keystep.measure.taskbench.samples import Node, Sample, Solution, reference
 from keystep.measure.taskbench.scoring import kind_of
+from keystep.reproduce import torch_for
 
 _LITERAL = re.compile(r"'[^']*'|https?://\S+?(?=[.,]?(?:\s|$))|\b\w+\.(?:jpg|png|wav|mp3|mp4|mov|avi)\b")
 LITERALS, NODES, LONGEST = 24, 10, 40  # literals of a request, nodes of a solution, tokens of an answer
@@ -52,11 +53,9 @@ class Planner:
     """Words in, tool tokens out. `graph`'s tools are numbered as they are listed."""
 
     def __init__(self, graph: ToolGraph, requests: Sequence[str], config: Config, seed: int) -> None:
-        import torch
+        torch_for(seed)
         from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-        torch.set_num_threads(1)
-        torch.manual_seed(seed)
         self.graph, self.config = graph, config
         self.tools = list(graph.tools)
         self.place = {tool: number for number, tool in enumerate(self.tools)}

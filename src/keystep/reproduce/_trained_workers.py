@@ -16,6 +16,7 @@ import numpy as np
 from keystep.errors import Refused
 from keystep.lm.base import LM, Request, Sample, draw_key
 from keystep.measure.llm_algorithms.tasks import COLOURS, THINGS, Counting, Retrieving, Sorting
+from keystep.reproduce import torch_for
 
 BATCH = 64
 START = 101  # beside 0 … 100 hundredths: nothing written yet
@@ -75,11 +76,9 @@ class Counter(Worker):
 
     def __init__(self, seed: int, tick: Tick = lambda: None) -> None:
         super().__init__("counting", seed)
+        torch_for(seed)
         import torch
         from torch import nn
-
-        torch.set_num_threads(1)
-        torch.manual_seed(seed)
 
         class Net(nn.Module):
             def __init__(self) -> None:
@@ -112,11 +111,9 @@ class Sorter(Worker):
 
     def __init__(self, seed: int, tick: Tick = lambda: None) -> None:
         super().__init__("sorting", seed)
+        torch_for(seed)
         import torch
         from torch import nn
-
-        torch.set_num_threads(1)
-        torch.manual_seed(seed)
 
         class Net(nn.Module):
             order: torch.Tensor
@@ -162,11 +159,9 @@ class Retriever(Worker):
 
     def __init__(self, seed: int, tick: Tick = lambda: None) -> None:
         super().__init__("retrieval", seed)
+        torch_for(seed)
         import torch
         from torch import nn
-
-        torch.set_num_threads(1)
-        torch.manual_seed(seed)
 
         class Net(nn.Module):
             def __init__(self) -> None:

@@ -35,7 +35,7 @@ from keystep.run.vote import First, Rule
 MODULUS, WORDS, LIMIT, NOISE = 50, 20, 9, 10
 WIDTHS = (32, 48)  # the second is the one that is cured
 TURNS, INSTANCES = 64, 100  # of the whole runs
-TARGET, HISTORIES = 40, 300  # the turn asked, and histories at each rate
+TARGET, HISTORIES = 40, 200  # the turn asked, and histories at each rate
 RATES = (0.0, 0.25, 0.5, 0.75, 1.0)
 AUTHORS = (0.02, 0.3)
 ROWS, UPDATES, CURE_UPDATES = 16, 500, 150
@@ -150,7 +150,9 @@ def histories(problems: list[dict[str, Any]], seed: int) -> list[dict[str, Any]]
 
 def conditioned(worker: Worker, way: str, seed: int, count: int, rule: Rule | None = None) -> dict[float, float]:
     """Accuracy at the target turn by rate."""
-    settings = Settings(ways=[way], instances=count, size=WORDS, limit=LIMIT, data_seed=seed, errors=list(RATES), target=TARGET)
+    settings = Settings(
+        ways=[way], instances=count, size=WORDS, limit=LIMIT, data_seed=seed, drawn=TURNS, errors=list(RATES), target=TARGET
+    )
     problems = [problem for problem in benchmark("long-horizon-execution").problems(settings, seed) if problem["error"] is not None]
     [lines] = measured(worker, settings, histories(problems, seed), rule, seed)["tables"].values()
     return {line["rate"]: line["accuracy"] for line in lines}
@@ -158,7 +160,7 @@ def conditioned(worker: Worker, way: str, seed: int, count: int, rule: Rule | No
 
 def bayes(seed: int, count: int) -> dict[float, float]:
     """What a perfect predictor of the authors would score on the very same histories."""
-    settings = Settings(instances=count, size=WORDS, limit=LIMIT, data_seed=seed, errors=list(RATES), target=TARGET)
+    settings = Settings(instances=count, size=WORDS, limit=LIMIT, data_seed=seed, drawn=TURNS, errors=list(RATES), target=TARGET)
     found: dict[float, list[float]] = {rate: [] for rate in RATES}
     for problem in histories([p for p in benchmark("long-horizon-execution").problems(settings, seed) if p["error"] is not None], seed):
         found[problem["error"]].append(1 - author_error(problem["wrong"], TARGET - 1, AUTHORS))
@@ -174,7 +176,7 @@ def one_seed(seed: int, tick: Any) -> dict[str, Any]:
     def net(kind: str, turns: int, width: int, updates: int, base: Net | None = None) -> Net:
         return Net(f"{kind}, {where}", MODULUS + WORDS, 2 * TURNS + 1, updates, seed, width=width, base=base.name if base else "")
 
-    settings = Settings(instances=INSTANCES, horizon=TURNS, size=WORDS, limit=LIMIT, data_seed=seed)
+    settings = Settings(instances=INSTANCES, horizon=TURNS, size=WORDS, limit=LIMIT, data_seed=seed, drawn=TURNS)
     problems = benchmark("long-horizon-execution").problems(settings, seed)
     found: dict[str, Any] = {"seed": seed, "whole runs": {}, "imitating": {}}
     for width in WIDTHS:
@@ -286,7 +288,7 @@ def _charts(found: Reproduction) -> Iterator[Chart]:
     curves = []
     for label, path, style in (
         *((f"imitating, width {width}", ("imitating", width), "o-") for width in WIDTHS),
-        ("a perfect predictor (Bayes)", ("bayes",), "k--"),
+        ("a perfect predictor (Bayes)", ("bayes",), "--"),
         ("imitating, window of 1", ("window-1",), "s-"),
         ("imitating, vote of 5", ("vote of 5",), "^-"),
         ("cured", ("cured",), "D-"),
@@ -298,7 +300,8 @@ def _charts(found: Reproduction) -> Iterator[Chart]:
                 node = _of(node, part)
             values.append([_of(node, rate) for rate in RATES])
         table = np.array(values)
-        curves.append(Line(label, RATES, *(part.tolist() for part in (table.mean(0), table.min(0), table.max(0))), style))
+        middle, low, high = (part.tolist() for part in (table.mean(0), table.min(0), table.max(0)))
+        curves.append(Line(label, RATES, middle, low, high, style))
     yield Chart(f"Turn {TARGET} after a history with errors", "share of wrong answers in the history", "accuracy", curves)
 
 

@@ -35,25 +35,26 @@ from keystep.measure.long_horizon.measures import score as score_answers
 from keystep.run.builtin.ledger import read as read_ledger
 from keystep.run.flags import Flag
 
-DRAWN = 50_000  # words drawn for each instance, as the reference does; the plan is their beginning
 _WAY = re.compile(r"conversation|healed|fresh|single-turn|window-([1-9]\d{0,5})")
 
 
 class Settings(BaseModel):
     """`horizon`: steps (words) of a plan; `per_turn`: words of a turn. `words`: a word list of your own. `data_seed`: of the plans; 42 is
-    the reference's. `errors`: rates of wrong answers in the history before turn `target`; empty measures whole runs instead.
+    the reference's. `drawn`: words drawn for each instance, of which the plan is the beginning; the reference's number, so that its plans
+    come out. `errors`: rates of wrong answers in the history before turn `target`; empty measures whole runs instead.
     `shown_work`: the worker is asked to write its look-ups down (chain of thought). `draws`: of the bootstrap."""
 
     model_config = ConfigDict(extra="forbid")
 
     ways: list[str] = ["conversation"]
     instances: int = Field(default=20, ge=1, le=100_000)
-    horizon: int = Field(default=100, ge=1, le=DRAWN)
+    horizon: int = Field(default=100, ge=1)
     per_turn: int = Field(default=1, ge=1)
     size: int = Field(default=100, ge=1)
     limit: int = Field(default=99, ge=1)
     words: str | None = None
     data_seed: int = 42
+    drawn: int = Field(default=50_000, ge=1, le=10_000_000)
     errors: list[float] = []
     target: int = Field(default=100, ge=2)
     shown_work: bool = False
@@ -86,7 +87,7 @@ def problems(settings: Settings, seed: int) -> list[dict[str, Any]]:
     """
     _check(settings)
     words = None if settings.words is None else task.words_of(settings.words)
-    plan = task.generate(words, settings.size, settings.limit, settings.instances, DRAWN, settings.data_seed)
+    plan = task.generate(words, settings.size, settings.limit, settings.instances, settings.drawn, settings.data_seed)
     found = []
     for way in settings.ways:
         per_turn = 1 if way == "single-turn" else settings.per_turn
@@ -108,6 +109,10 @@ def problems(settings: Settings, seed: int) -> list[dict[str, Any]]:
 
 def _check(settings: Settings) -> None:
     field = "set ways"
+    name, steps = ("target", settings.target * settings.per_turn) if settings.errors else ("horizon", settings.horizon)
+    if steps > settings.drawn:
+        problem = f"is beyond the {settings.drawn} words drawn"
+        raise BadInput(problem, field=f"set {name}", value=getattr(settings, name), mend="take fewer steps, or raise drawn")
     if "fresh" in settings.ways and settings.per_turn > 1:
         raise BadInput("is one word a call", field=field, value="fresh", mend="leave per_turn at 1")
     if "fresh" in settings.ways and not MIN_WORDS <= settings.size <= MAX_WORDS:
@@ -115,8 +120,6 @@ def _check(settings: Settings) -> None:
     if settings.errors:
         for way in {"healed", "fresh", "single-turn"} & set(settings.ways):
             raise BadInput("has no history to put errors into", field=field, value=way, mend="leave errors out, or use conversation")
-        if settings.target * settings.per_turn > DRAWN:
-            raise BadInput(f"is beyond the {DRAWN} words drawn", field="set target", value=settings.target, mend="take an earlier turn")
 
 
 def procedure(settings: Settings, problem: Mapping[str, Any]) -> Measured:
