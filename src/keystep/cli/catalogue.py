@@ -27,6 +27,14 @@ METHODS = (
         "long-horizon-execution", "measure", "Sinha et al. 2025, The Illusion of Diminishing Returns, arXiv 2509.09677",
         "keystep.measure.long_horizon",
     ),
+    Method(
+        "taskbench", "measure", "Shen et al. 2023, TaskBench: Benchmarking Large Language Models for Task Automation, arXiv 2311.18760",
+        "keystep bench taskbench",
+    ),
+    Method(
+        "llm-based-algorithms", "measure", "Chen et al. 2024, On the Design and Analysis of LLM-Based Algorithms, arXiv 2407.14788",
+        "keystep decompose",
+    ),
 )  # fmt: skip
 
 OTHER_MODELS = {
