@@ -33,13 +33,13 @@ HERE = Path(__file__).parent
 OUT = HERE.parent / "results/benchmarks/engine.json"
 SPACE = HERE.parent / "artefacts"  # on the disk of the repository: /tmp may be memory
 PEERS = HERE.parent / ".venv-bench/bin/python"
-ROUNDS = 7
+ROUNDS = 5
 CONTESTANTS = {  # (program, mode): steps
-    ("keystep", "grouped"): 20_000,
+    ("keystep", "grouped"): 10_000,
     ("langgraph", "sync"): 1_000,
     ("dbos", "default"): 300,
     ("langgraph", "exit"): 3_000,
-    ("keystep", "interleaved"): 40_000,
+    ("keystep", "interleaved"): 20_000,
     ("keystep", "every-step"): 1_000,
     ("langgraph", "sync-normal"): 1_000,
     ("dbos", "wal-normal"): 500,
@@ -74,7 +74,8 @@ def main(quick: bool) -> None:
         order = list(CONTESTANTS)
         order = order[number % len(order) :] + order[: number % len(order)]
         rounds.append({" ".join(name): timed(*name, max(100, CONTESTANTS[name] // scale)) for name in order})
-        print(f"round {number + 1} of {often}: " + ", ".join(f"{name} {rate['clock']:,.0f}/s" for name, rate in rounds[-1].items()))
+        shown = ", ".join(f"{name} {rate['clock']:,.0f}/s" for name, rate in rounds[-1].items())
+        print(f"round {number + 1} of {often}: {shown}", flush=True)
     rates: dict[str, Any] = {
         " ".join(name): {
             "steps": max(100, steps // scale),

@@ -2,7 +2,7 @@
 
 Resume: a journal is filled with steps, and a new process goes on with its run; `seconds_to_first_step` is from the making of `Run` to the
 first ask of the model, the median over the rounds, beside the same for a run of 1,000 steps (a ratio within one round). The state stands
-where the last sync of a killed process leaves it, 200 steps behind. The operating system's cache is warm.
+where the last sync of a killed process may leave it, 200 steps behind. The operating system's cache is warm.
 
 Memory: one process carries out the steps (benchmarks/loops/) and reads its own resident set every 10,000 of them; `memory_ratio` is the
 largest from 10,000 steps on through that at 10,000. Writes results/benchmarks/resume.json and prints it as one line.
@@ -10,6 +10,7 @@ largest from 10,000 steps on through that at 10,000. Writes results/benchmarks/r
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -20,11 +21,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import sqlalchemy as sa
-
 from keystep.reproduce import machine
 from keystep.run import AheadBy, Journal, Run
-from keystep.run.tables import scopes, steps
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "loops"))
@@ -33,28 +31,27 @@ from keystep_loop import Count, Instant  # noqa: E402
 OUT = HERE.parent / "results/benchmarks/resume.json"
 SPACE = HERE.parent / "artefacts"  # on the disk of the repository: /tmp may be memory
 STEPS, FEW, BEHIND, ROUNDS = 1_000_000, 1_000, 200, 5
-PARTS = 20_000  # rows inserted at once
+AT_ONCE = 5_000  # steps written in one transaction
 
 
-def filled(path: Path, count: int) -> None:
-    """A journal whose run `bench` was killed after `count` of its steps."""
-    run = Run(Instant(), vote=AheadBy(3), journal=Journal(path), id="bench")
-    work = Count(count + BEHIND)
-    journal = run.journal
-    identity = {**run.asking.identity(), "work": {"0": {"name": work.name, "procedure": work.identity(), "sampling": {}}}}
+async def filled(path: Path, count: int) -> None:
+    """A journal whose run `bench` has `count` steps, and its state where the last sync left it."""
+    lm, work, journal = Instant(), Count(count + BEHIND), Journal(path)
+    identity = {
+        **Run(lm, vote=AheadBy(3)).asking.identity(),
+        "work": {"0": {"name": work.name, "procedure": work.identity(), "sampling": {}}},
+    }
     journal.begin("bench", work.name, None, identity)
+    journal.acquire("bench", lambda: (1.0, 3 * count, 0))
     scope, _, _ = journal.open_scope("bench", "0")
+    for seq in range(count):
+        row = (None, None, str(seq + 1), 3, 0, None, 0, 3, 2e-5, 0.0)
+        stands = {**work.start(), "at": seq + 1} if seq < count - BEHIND else None
+        journal.put(scope, seq, row, (), stands, later=True)
+        if seq % AT_ONCE == 0:
+            journal.write()
+    journal.end("stopped")
     journal.close()
-    state = json.dumps({"at": count - BEHIND, "note": work.start()["note"]})
-    row = {
-        "name": None, "skill": None, "samples": 3, "flagged": 0, "candidates": None, "tokens_in": 0, "tokens_out": 3, "seconds": 2e-5,
-        "cost": 0.0, "scope": scope,
-    }  # fmt: skip
-    with sa.create_engine(f"sqlite:///{path}").begin() as database:
-        for first in range(0, count, PARTS):
-            part = range(first, min(first + PARTS, count))
-            database.execute(steps.insert(), [row | {"seq": seq, "answer": str(seq + 1)} for seq in part])
-        database.execute(scopes.update().where(scopes.c.id == scope).values(at=count - BEHIND, state=state))
 
 
 def first_step(path: Path, count: int) -> dict[str, Any]:
@@ -78,7 +75,7 @@ def main(quick: bool) -> None:
     with tempfile.TemporaryDirectory(dir=SPACE) as folder:
         paths = {count: Path(folder) / f"{count}.db" for count in (FEW, many)}
         for count, path in paths.items():
-            filled(path, count)
+            asyncio.run(filled(path, count))
         rounds = [
             {count: next(child("first_step", path, count + BEHIND, time.time())) for count, path in paths.items()} for _ in range(often)
         ]
