@@ -31,10 +31,9 @@ from typing import Any, NoReturn, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
-from sqlalchemy.exc import SQLAlchemyError
 
 from keystep.errors import BadInput, Busy, JournalError, KeystepError
-from keystep.run.database import Database
+from keystep.run.database import ERRORS, Database
 from keystep.run.faults import point
 from keystep.run.tables import intents, rows, runs, samples, scopes, steps, undecided
 
@@ -132,10 +131,10 @@ class Journal:
         while True:
             try:
                 return work()
-            except SQLAlchemyError as error:
+            except ERRORS as error:
                 self._mend(error)
 
-    def _mend(self, error: SQLAlchemyError) -> None:
+    def _mend(self, error: Exception) -> None:
         """Connect again where the server went away, with every step that it may have forgotten; anything else is raised."""
         while True:
             if not self.database.is_away(error):
@@ -148,11 +147,17 @@ class Journal:
                         for table, lost in _by_table(self._unsure):
                             self.database.run(postgresql.insert(table).on_conflict_do_nothing(), lost)
                 return
-            except SQLAlchemyError as again:
+            except ERRORS as again:
                 error = again
 
-    def _run(self, statement: sa.Executable) -> sa.CursorResult[Any]:
-        return self._do(lambda: self.database.run(statement))
+    def _run(self, statement: sa.Executable) -> sa.Result[Any]:
+        """What a statement finds, read whole."""
+
+        def work() -> sa.Result[Any]:
+            result = self.database.run(statement)
+            return result.freeze()() if result.returns_rows else result
+
+        return self._do(work)
 
     def _write(self, work: Callable[[], T], *, force: bool = False) -> T:
         """Do `work` in a transaction that only the holder of the run can commit.
@@ -370,7 +375,7 @@ class Journal:
         point("before-write")
         try:
             self._append(self._waiting)
-        except SQLAlchemyError as error:
+        except ERRORS as error:
             if self.database.is_away(error):
                 self._unsure += self._waiting
             try:
@@ -469,7 +474,7 @@ class Journal:
         try:
             with self.database.engine.connect() as reader:
                 yield from reader.execution_options(yield_per=PAGE).execute(statement)
-        except SQLAlchemyError as error:
+        except ERRORS as error:
             raise self.database.failed(error) from None
 
     def count(self, scope: int) -> int:
@@ -682,7 +687,10 @@ def _sums() -> sa.Select[Any]:
 
 
 def _read(row: Mapping[Any, Any]) -> dict[str, Any]:
-    return {**row, **{name: json.loads(row[name]) for name in ("spec", "identity", "result") if row[name] is not None}}
+    try:
+        return {**row, **{name: json.loads(row[name]) for name in ("spec", "identity", "result") if row[name] is not None}}
+    except (ValueError, TypeError):
+        raise JournalError("the journal is damaged: a run cannot be read", field="run", value=row["id"], mend=DAMAGED) from None
 
 
 def _plain(name: str, value: Any) -> Any:
