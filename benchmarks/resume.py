@@ -88,6 +88,7 @@ def main(quick: bool) -> None:
         "rounds": often,
         "journaled_steps": many,
         "seconds_to_first_step": round(seconds[many], 3),
+        "cpu_seconds_to_first_step": round(median(each[many]["cpu"] for each in rounds), 3),
         "seconds_with_start_of_the_process": round(median(each[many]["whole"] for each in rounds), 3),
         "seconds_to_first_step_after_1000": round(seconds[FEW], 3),
         "ratio_to_1000": round(median(each[many]["seconds"] / each[FEW]["seconds"] for each in rounds), 1),
