@@ -113,7 +113,7 @@ def test_a_split_run_is_killed_and_ends_as_if_it_had_not_been(tmp_path):
     whole.execute_sync(builtin("hanoi", settings["set"]))
     whole.close()
     path, log, asked = tmp_path / "run.db", tmp_path / "asked.log", []
-    for fault in ["after-write:6", "before-ask:200", "after-sync:1", "after-write:20", None]:
+    for fault in ["after-write:5", "before-ask:100", "after-sync:1", "after-vote:90", None]:
         code = attempt(json.loads(json.dumps(settings)), path, log, fault)
         assert code == (-signal.SIGKILL if fault else 0)
     assert contents(path) == contents(tmp_path / "whole.db")
