@@ -58,6 +58,22 @@ class Measured(Procedure):
             return None
 
 
+class OneAnswer(Measured):
+    """A single call. State: how many answers there are."""
+
+    def start(self) -> Any:
+        return 0
+
+    def update(self, state: Any, answer: Any) -> Any:
+        return 1
+
+    def done(self, state: Any) -> bool:
+        return bool(state == 1)
+
+    def total(self) -> int:
+        return 1
+
+
 class Benchmark(Protocol):
     """What the module of a benchmark holds."""
 

@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from keystep.errors import BadInput
 from keystep.lm.base import Prompt
 from keystep.lm.embedded.ledger import MAX_WORDS, MIN_WORDS, render
-from keystep.measure.bench import Measured
+from keystep.measure.bench import Measured, OneAnswer
 from keystep.measure.chart import Chart, Line
 from keystep.measure.long_horizon import task
 from keystep.measure.long_horizon.measures import bootstrap, horizon, horizon_law, inject, step_accuracy
@@ -205,7 +205,7 @@ class Fresh(Measured):
         return {"long-horizon": "fresh", "voted": self.voted}
 
 
-class SingleTurn(Measured):
+class SingleTurn(OneAnswer):
     """Everything in one answer: the list of the sums, None where an entry is no whole number."""
 
     name = "long-horizon-single-turn"
@@ -213,9 +213,6 @@ class SingleTurn(Measured):
 
     def __init__(self, problem: Mapping[str, Any]) -> None:
         self.problem = problem
-
-    def start(self) -> Any:
-        return 0
 
     def prompt(self, state: Any) -> Prompt:
         words = [word for turn in self.problem["turns"] for word in turn]
@@ -226,15 +223,6 @@ class SingleTurn(Measured):
         if written is None:
             raise Flag("no answer tags")
         return [task.whole(part) for part in written.split(",")]
-
-    def update(self, state: Any, answer: Any) -> Any:
-        return 1
-
-    def done(self, state: Any) -> bool:
-        return bool(state == 1)
-
-    def total(self) -> int:
-        return 1
 
     def identity(self) -> Any:
         return {"long-horizon": "single-turn", "voted": self.voted}

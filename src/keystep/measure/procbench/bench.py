@@ -16,7 +16,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from keystep.errors import BadInput
-from keystep.measure.bench import Measured
+from keystep.measure.bench import Measured, OneAnswer
 from keystep.measure.chart import Chart, Line
 from keystep.measure.procbench.kind import sentences_of
 from keystep.measure.procbench.problems import KINDS, Problem, generate, load
@@ -87,17 +87,14 @@ def procedure(settings: Settings, problem: Mapping[str, Any]) -> Measured:
     return (Direct if settings.mode == "direct" else Stepwise)(Problem(**problem))
 
 
-class Direct(Measured):
-    """The whole procedure in one answer. State: how many answers there are. Answer: {"intermediate", "final"}."""
+class Direct(OneAnswer):
+    """The whole procedure in one answer: {"intermediate", "final"}."""
 
     name = "procbench-direct"
     sampling = MappingProxyType({"max_tokens": 4096})
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
-
-    def start(self) -> Any:
-        return 0
 
     def prompt(self, state: Any) -> str:
         problem = self.problem
@@ -106,15 +103,6 @@ class Direct(Measured):
 
     def read(self, text: str, state: Any) -> Any:
         return extract(text)
-
-    def update(self, state: Any, answer: Any) -> Any:
-        return 1
-
-    def done(self, state: Any) -> bool:
-        return bool(state == 1)
-
-    def total(self) -> int:
-        return 1
 
     def identity(self) -> Any:
         return {"procbench": "direct", "prompt": self.prompt(0), "voted": self.voted}

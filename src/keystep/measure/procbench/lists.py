@@ -40,9 +40,6 @@ class Count(Kind):
         letters, digits = sum(char.isalpha() for char in text), int("".join(char for char in text if char.isdigit()) or 0)
         return [text, str(letters), str(digits), str(letters * digits)]
 
-    def given(self, config: Config) -> str:
-        return ""
-
     def shown(self, config: Config, states: list[Any]) -> Any:
         return states[1:] if len(states) > len(config["strings"]) else states[-1]
 
@@ -190,9 +187,6 @@ class Split2(Kind):
             return None
         (piece, cut), state = config["cuts"][number], states[-1]
         return [*state[:piece], state[piece][:cut], state[piece][cut:], *state[piece + 1 :]]
-
-    def given(self, config: Config) -> str:
-        return ""
 
     def now(self, config: Config, number: int) -> str:
         return f"the pair {config['cuts'][number]}"

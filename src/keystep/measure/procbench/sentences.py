@@ -48,9 +48,6 @@ class Count2(FromSentences):
         word = config["words"][number].lower()
         return [before + word.count(letter) for before, letter in zip(states[-1], LETTERS, strict=True)]
 
-    def given(self, config: Config) -> str:
-        return ""
-
     def now(self, config: Config, number: int) -> str:
         return f"the word {config['words'][number]}"
 
@@ -85,9 +82,6 @@ class FillWord(FromSentences):
         place, word = config["pairs"][number]
         return states[-1].replace(f"[{place}]", word, 1)
 
-    def given(self, config: Config) -> str:
-        return ""
-
     def now(self, config: Config, number: int) -> str:
         place, word = config["pairs"][number]
         return f"the pair ({place}, {word})"
@@ -120,9 +114,6 @@ class DeleteWord(FromSentences):
         words = states[-1].split(" ")
         words.remove(config["words"][number])
         return " ".join(words)
-
-    def given(self, config: Config) -> str:
-        return ""
 
     def now(self, config: Config, number: int) -> str:
         return f"delete the first {config['words'][number]}"

@@ -38,9 +38,6 @@ class Sort(Kind):
                 return f"{state[:place]}{least}{state[place + 1 : other]}{letter}{state[other + 1 :]}"
         return None
 
-    def given(self, config: Config) -> str:
-        return ""
-
     def now(self, config: Config, number: int) -> str:
         return "make the next swap"
 
@@ -250,9 +247,6 @@ class Decode(Kind):
         char, _, times = config["pieces"][number].partition("x")
         return states[-1] + char * int(times)
 
-    def given(self, config: Config) -> str:
-        return ""
-
     def now(self, config: Config, number: int) -> str:
         return f"the piece {config['pieces'][number]}"
 
@@ -290,9 +284,6 @@ class PushPop(Kind):
             return state[1:] if action == "pop_left" else state[:-1]
         return action[-2] + state if action.startswith("push_left") else state + action[-2]
 
-    def given(self, config: Config) -> str:
-        return ""
-
     def now(self, config: Config, number: int) -> str:
         return f"the action {config['actions'][number]}"
 
@@ -328,9 +319,6 @@ class Rotate(Kind):
         (start, end), state = config["spans"][number], states[-1]
         return state[:start] + state[end - 1] + state[start : end - 1] + state[end:]
 
-    def given(self, config: Config) -> str:
-        return ""
-
     def now(self, config: Config, number: int) -> str:
         return f"the pair {_tuple(config['spans'][number])}"
 
@@ -356,9 +344,6 @@ class DeleteChar(Kind):
 
     def apply(self, config: Config, states: list[Any], number: int) -> Any:
         return None if number == len(config["chars"]) else states[-1].replace(config["chars"][number], "", 1)
-
-    def given(self, config: Config) -> str:
-        return ""
 
     def now(self, config: Config, number: int) -> str:
         return f"delete the first {config['chars'][number]}"
@@ -394,9 +379,6 @@ class Cumulate(Kind):
         kind, _, value = config["operations"][number].partition(" ")
         return states[-1] + int(value) if kind == "Add" else states[-1] * int(value)
 
-    def given(self, config: Config) -> str:
-        return ""
-
     def now(self, config: Config, number: int) -> str:
         return str(config["operations"][number])
 
@@ -430,9 +412,6 @@ class MoveCyclic(Kind):
         side, distance = config["moves"][number]
         width = len(config["row"])
         return _row((states[-1].index("x") + (distance if side == "right" else -distance)) % width, width)
-
-    def given(self, config: Config) -> str:
-        return ""
 
     def now(self, config: Config, number: int) -> str:
         side, distance = config["moves"][number]
