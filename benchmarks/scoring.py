@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from keystep.measure.bench import benchmark
+from keystep.measure.bench import benchmark, settings_of
 from keystep.measure.long_horizon import score
 from keystep.measure.procbench.bench import Settings
 from keystep.reproduce import machine
@@ -43,7 +43,16 @@ def long_horizon_turns() -> Work:
     return 100 * 1000, lambda: score(values, answers)
 
 
-BENCHMARKS = (procbench, long_horizon_turns)
+def taskbench() -> Work:
+    """Plans of 2,000 template requests, two in three of them those of another request."""
+    chosen = benchmark("taskbench")
+    settings = settings_of(chosen, {"n": 2000})
+    problems = chosen.problems(settings, 0)
+    answers = [[problem if number % 3 == 0 else problems[(7 * number + 3) % 2000]] for number, problem in enumerate(problems)]
+    return len(problems), lambda: chosen.score(settings, problems, answers)
+
+
+BENCHMARKS = (procbench, long_horizon_turns, taskbench)
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from keystep.errors import BadInput
-from keystep.measure.bench import Measured, Problem
+from keystep.measure.bench import Measured, OneAnswer, Problem
 from keystep.measure.chart import Chart, Line
 from keystep.measure.taskbench import planner
 from keystep.measure.taskbench.graph import ToolGraph, load_graph
@@ -45,7 +45,7 @@ class Settings(BaseModel):
     written_links: bool = False
 
 
-class OneRequest(Measured):
+class OneRequest(OneAnswer):
     """A request, asked once."""
 
     name = "taskbench"
@@ -54,23 +54,11 @@ class OneRequest(Measured):
     def __init__(self, request: str, graph: ToolGraph, demos: Sequence[Sample]) -> None:
         self.question = planner.prompt(request, graph, demos)
 
-    def start(self) -> int:
-        return 0
-
     def prompt(self, state: int) -> str:
         return self.question
 
     def read(self, text: str, state: int) -> dict[str, Any]:
         return planner.read(text).as_json()
-
-    def update(self, state: int, answer: Any) -> int:
-        return 1
-
-    def done(self, state: int) -> bool:
-        return state == 1
-
-    def total(self) -> int:
-        return 1
 
     def identity(self) -> Any:
         return {"prompt": self.question}
