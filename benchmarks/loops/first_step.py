@@ -17,7 +17,8 @@ from keystep.run import AheadBy, Journal, Run
 
 class Asked(Instant):
     async def sample(self, request: Request) -> AsyncGenerator[Sample]:
-        print(
+        took = {"seconds": time.time() - made, "cpu": time.process_time() - processor, "whole": time.time() - float(sys.argv[3])}
+        print(json.dumps(took), flush=True)
             json.dumps({"seconds": time.time() - made, "cpu": time.process_time() - processor, "whole": time.time() - float(sys.argv[3])}),
             flush=True,
         )

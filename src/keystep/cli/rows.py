@@ -43,7 +43,7 @@ def carry_out_rows(job: Job, run: Run, many: Many, journal: str, as_json: bool, 
     else:
         _report(outcome, journal)
     left = outcome.rows.failed + outcome.rows.set_aside
-    for line in run.journal.row_lines(run.id, "failed", limit=SHOWN):
+    for line in many.failures(run, SHOWN):
         failure = json.loads(line)
         typer.echo(f"row {failure['row']} failed: {failure['error']}", err=True)
     if left > SHOWN:

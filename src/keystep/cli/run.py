@@ -76,6 +76,9 @@ def run(
     ] = None,
     concurrency: Concurrency = None,
     max_crashes: MaxCrashes = None,
+    on: Annotated[
+        str | None, typer.Option(metavar="ray[://HOST:PORT]", help="Spread the rows over a Ray cluster.", rich_help_panel="Many inputs")
+    ] = None,
     compare: Annotated[bool, typer.Option("--compare", help="Also go every single-call way with the same models.")] = False,
     forecast: Annotated[bool, typer.Option("--forecast", help="Forecast first, and take its k.", rich_help_panel="Forecast")] = False,
     target: Annotated[float | None, _number(f"Wanted probability that the whole run is right (default: {TARGET}).", "Forecast")] = None,
@@ -114,6 +117,12 @@ def run(
     job = Job.of({**given, **paths, "settings": dict(pairs)})
     if job.procedure not in BUILTIN:
         job = job.model_copy(update={"procedure": absolute(job.procedure)})
+    if job.on:
+        from keystep.run.cluster import check_shared
+
+        check_shared(journal)
+        if otel:
+            raise BadInput("exclude each other", field="--on and --otel", mend="trace a run without a cluster")
     work, lm = job.build_procedure(), job.build_lm()
     many = job.build_many(work) if inputs else None
     if dry_run:
@@ -170,7 +179,7 @@ def resume(
 
 def _latest(store: Journal, journal: str) -> str:
     for row in store.all_runs():
-        if row["status"] != "finished" and row["spec"]:
+        if row["status"] != "finished" and row["spec"] and "chunk_of" not in row["spec"]:
             return str(row["id"])
     raise BadInput("has no unfinished run", field="--journal", value=journal, mend="`keystep runs` lists the finished ones")
 

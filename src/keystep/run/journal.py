@@ -222,6 +222,11 @@ class Journal:
         """All runs, newest first."""
         return [_read(row) for row in self._run(sa.select(runs).order_by(runs.c.started.desc(), runs.c.id)).mappings()]
 
+    def chunks(self, id: str) -> list[str]:
+        """The runs that have the chunks of a run on a cluster (`keystep.run.cluster`), in order."""
+        query = sa.select(runs.c.id).where(runs.c.spec == dumps({"chunk_of": id})).order_by(runs.c.id)
+        return list(self._run(query).scalars())
+
     def widen(self, id: str, identity: Any) -> None:
         """Store the identity of a run that goes on to more work."""
         self._write(lambda: self.database.run(runs.update().where(runs.c.id == id).values(identity=dumps(identity))))
@@ -481,11 +486,11 @@ class Journal:
         """How many steps of a scope are journaled."""
         return int(self._run(sa.select(sa.func.count()).where(steps.c.scope == scope)).scalar_one())
 
-    def totals(self, run: str) -> dict[str, float]:
-        """Sums over all journaled steps: steps, sampled (those that were), samples, flagged, tokens_in, tokens_out, cost."""
-        summed = (rows.c.run == run, rows.c.status.in_(("finished", "failed")))
+    def totals(self, *ids: str) -> dict[str, float]:
+        """Sums over all journaled steps of runs: steps, sampled (those that were), samples, flagged, tokens_in, tokens_out, cost."""
+        summed = (rows.c.run.in_(ids), rows.c.status.in_(("finished", "failed")))
         ended = self._run(sa.select(*(sa.func.coalesce(sa.func.sum(rows.c[name]), 0).label(name) for name in SUMS)).where(*summed))
-        rest = _sums().join(scopes, steps.c.scope == scopes.c.id).where(scopes.c.run == run)
+        rest = _sums().join(scopes, steps.c.scope == scopes.c.id).where(scopes.c.run.in_(ids))
         rest = rest.where(scopes.c.id.not_in(sa.select(rows.c.scope).where(*summed)))
         other = self._run(rest).mappings().one()
         return {name: _plain(name, value) + _plain(name, other[name]) for name, value in ended.mappings().one().items()}
@@ -547,9 +552,9 @@ class Journal:
         """`totals` over the steps of one scope."""
         return {name: _plain(name, value) for name, value in self._run(_sums().where(steps.c.scope == scope)).mappings().one().items()}
 
-    def row_verdicts(self, run: str) -> dict[bool | None, int]:
-        """How many finished rows are right (True), wrong (False), or could not be checked (None)."""
-        query = sa.select(rows.c.correct, sa.func.count().label("n")).where(rows.c.run == run, rows.c.status == "finished")
+    def row_verdicts(self, *ids: str) -> dict[bool | None, int]:
+        """How many finished rows of runs are right (True), wrong (False), or could not be checked (None)."""
+        query = sa.select(rows.c.correct, sa.func.count().label("n")).where(rows.c.run.in_(ids), rows.c.status == "finished")
         return {None if found.correct is None else bool(found.correct): found.n for found in self._run(query.group_by(rows.c.correct))}
 
     def row_lines(self, run: str, status: str, *, crashes: int = 0, limit: int | None = None) -> Iterator[str]:

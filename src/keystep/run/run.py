@@ -216,7 +216,7 @@ class Run:
         """Hold the run, and go on counting where it stopped."""
         self.journal.acquire(self.id, lambda: (self.meter.seconds, self.meter.calls, self.meter.steps))
         if known:
-            spent = self.journal.totals(self.id)
+            spent = self.journal.totals(self.id, *self.journal.chunks(self.id))
             self.journal.verify(known, int(spent["steps"]))
             self.meter = Meter(
                 calls=max(known["calls"], int(spent["samples"])), flagged=int(spent["flagged"]), tokens_in=int(spent["tokens_in"]),
