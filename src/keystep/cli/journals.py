@@ -124,7 +124,7 @@ def _answer(text: str, candidates: list[Any]) -> Any:
 
 
 def _about(row: dict[str, Any], store: Journal) -> dict[str, Any]:
-    spread = isinstance(row["spec"], dict) and row["spec"].get("on")
+    spread = "chunk" in row["identity"].get("work", {}).get("rows", {})
     spent = store.totals(row["id"], *(store.chunks(row["id"]) if spread else ()))
     steps = int(spent["steps"])
     status = "interrupted" if row["status"] == "running" and not store.is_held(row) else row["status"]

@@ -34,7 +34,7 @@ from keystep.run.run import Run
 
 CHUNKS, LARGEST = 16, 64  # at least so many chunks, where there are as many rows, and at most so many rows in each
 GOING = 10.0  # seconds that tasks have to end when all must stop
-_ENDS = {kind.__name__: kind for kind in (BadInput, BudgetSpent, Busy, ChangedWork, JournalError, MissingExtra, ModelError)}
+_ENDS = {kind.__name__: kind for kind in (BadInput, BudgetSpent, Busy, ChangedWork, JournalError, ModelError)}
 
 # begin(journal, id, budget, rows, number of the first row) -> the run of a chunk and its rows, made where they are carried out
 Begin = Callable[[Journal, str, Budget, Sequence[Mapping[str, Any]], int], tuple[Run, Many]]
@@ -156,7 +156,7 @@ class OnRay(Many):
         """Note where a chunk stands by the journal, and the sums over all."""
         journal = run.journal
         tally: Counter[str] = Counter()
-        tally.update(journal.totals(id))  # type: ignore[arg-type]  # the cost is no whole number
+        tally.update(journal.totals(id))
         tally["calls"] = max(tally["samples"], journal.run(id, missing_ok=True).get("calls", 0))
         tally["tokens"] = tally["tokens_in"] + tally["tokens_out"]
         for status, crashes, _, _ in journal.row_states(id).values():
