@@ -1,9 +1,9 @@
 """What a voting proxy adds to a request: `python benchmarks/proxy.py [--quick]`.
 
 A server, a process of its own, answers at once. The same requests go to it, to `keystep serve --first` before it (no vote: what the proxy
-itself costs) and to `keystep serve --ahead-by 3` (three samples a request), by turns in every round, one request after another on one kept
-connection. `ratio_first` and `ratio_ahead_by_3` are times per request over the bare server's, medians over the rounds; the milliseconds beside
-them depend on the machine. Writes results/benchmarks/proxy.json and prints it as one line.
+itself costs) and to `keystep serve --ahead-by 3` (three samples a request), by turns in every round, one request after another on one
+kept connection. `ratio_first` and `ratio_ahead_by_3` are times per request over the bare server's, medians over the rounds; the
+milliseconds beside them depend on the machine. Writes results/benchmarks/proxy.json and prints it as one line.
 """
 
 from __future__ import annotations
