@@ -111,7 +111,7 @@ def test_every_public_name_is_there_and_no_other() -> None:
         keystep.nonsense  # noqa: B018
 
 
-HEAVY = ("numpy", "networkx", "sqlalchemy", "aiohttp", "torch", "jinja2", "transformers", "gymnasium", "pydantic")
+HEAVY = ("numpy", "networkx", "sqlalchemy", "aiohttp", "torch", "jinja2", "transformers", "gymnasium", "opentelemetry", "pydantic")
 
 
 NOUNS = "from keystep import Plan, Task, Skill, SkillLibrary, Demonstration, Trace"

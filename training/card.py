@@ -206,6 +206,23 @@ How many members are greedily wrong on the same step:
 """
 
 
+def further(stages: list[dict[str, Any]]) -> list[str]:
+    """How members were trained after the updates of their first stage."""
+    if not stages:
+        return []
+    told = []
+    for stage in stages:
+        legal, listed = stage["legal"], stage["listed"]
+        parts = f"{percent(legal)} random states, {percent(1 - legal - listed)} steps of the whole task"
+        parts += f", {percent(listed)} steps of the 20-disk task that member 0 found hard" if listed else ""
+        told.append(
+            f"{stage['updates']:,} updates, each on the {stage['hardest']} of {stage['pool']} examples ({parts}) with the greatest loss "
+            f"and {stage['others']} of the others"
+        )
+    seen = "So these members have been trained on steps of the tasks below, and most of all on those they got wrong."
+    return [f"Then came {'; then '.join(told)}; six times out of ten with 20 disks. {seen}", ""]
+
+
 def page(card: dict[str, Any]) -> str:
     name = card["ensemble"]
     sizes = "disks" if name.startswith("hanoi") else "words"
@@ -234,6 +251,7 @@ def page(card: dict[str, Any]) -> str:
             "",
             table(["member", "parameters", "width / hidden / layers / heads", "seed", "updates", "minutes of training"], members),
             "",
+            *further(card["members"][0].get("hard", [])),
             *(section(title, found) for title, found in card["tasks"].items()),
             section("Random steps", card["random"]),
             f"By {sizes}:",

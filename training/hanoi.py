@@ -82,17 +82,45 @@ def draw_disks(rng: np.random.Generator, tall: float) -> int:
     return int(rng.choice(np.arange(MIN_DISKS, MAX_DISKS + 1), p=weight / weight.sum()))
 
 
+def draw_tall(rng: np.random.Generator) -> int:
+    """A tower height of the second stage: the tallest six times out of ten, of the others 16 and more disks three times as often."""
+    heights = np.arange(MIN_DISKS, MAX_DISKS + 1)
+    weight = np.where(heights >= 16, 3.0, 1.0)
+    weight[-1] = 0
+    return MAX_DISKS if rng.random() < 0.6 else int(rng.choice(heights, p=weight / weight.sum()))
+
+
 def path(disks: int) -> np.ndarray:
     """Every step of the whole `disks`-disk task as examples: int [2^disks - 1, 2 * disks + 14]."""
-    steps = 2**disks - 1
-    pegs = np.zeros((steps + 1, disks), dtype=np.int64)
-    for disk in range(disks):  # disk d moves at steps 2^d (2j + 1); its direction alternates with the disk's parity
-        moves = (np.arange(steps + 1) + 2**disk) // 2 ** (disk + 1)
-        pegs[:, disk] = (moves if disk % 2 == 0 else -moves) % 3
-    moved = (pegs[1:] != pegs[:-1]).argmax(1)
-    rows = np.arange(steps)
-    move = np.stack([DISK + moved, PEG + pegs[rows, moved], PEG + pegs[rows + 1, moved]], 1)
-    previous = np.concatenate([np.full((1, 3), NONE), move[:-1]])
-    state = state_tokens(pegs)
-    column = lambda token: np.full((steps, 1), token)  # noqa: E731
-    return np.concatenate([previous, state[:-1], column(ARROW), move, state[1:], column(END)], axis=1)
+    return path_steps(disks, np.arange(2**disks - 1))
+
+
+def path_steps(disks: int, numbers: np.ndarray) -> np.ndarray:
+    """The steps of these numbers on the way of the whole `disks`-disk task as examples: int [N, 2 * disks + 14]."""
+    before, pegs, after = (_pegs(disks, numbers + shift) for shift in (-1, 0, 1))
+    previous = np.where((numbers == 0)[:, None], NONE, _move(before, pegs))
+    column = lambda token: np.full((len(numbers), 1), token)  # noqa: E731
+    return np.concatenate([previous, state_tokens(pegs), column(ARROW), _move(pegs, after), state_tokens(after), column(END)], axis=1)
+
+
+def _pegs(disks: int, moves: np.ndarray) -> np.ndarray:
+    """Peg of every disk after so many moves: disk d moves at steps 2^d (2j + 1), in a direction that alternates with its parity."""
+    disk = np.arange(disks)
+    made = (moves[:, None] + 2**disk) // 2 ** (disk + 1)
+    return np.where(disk % 2 == 0, made, -made) % 3
+
+
+def _move(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    rows, moved = np.arange(len(before)), (before != after).argmax(1)
+    return np.stack([DISK + moved, PEG + before[rows, moved], PEG + after[rows, moved]], 1)
+
+
+def pool(rng: np.random.Generator, size: int, disks: int, legal: float, listed: np.ndarray | None = None) -> np.ndarray:
+    """Examples to look for hard ones in: a part of them as in `batch`, the `listed` ones, and others from the whole task's steps, half of
+    these uniformly and half with a uniformly drawn disk moving."""
+    random = round(size * legal)
+    numbers = rng.integers(0, 2**disks - 1, size - random - (0 if listed is None else len(listed)))
+    chosen = rng.integers(0, disks, len(numbers) // 2)
+    numbers[: len(chosen)] = 2**chosen * (2 * rng.integers(0, 2 ** (disks - 1 - chosen)) + 1) - 1
+    parts = [batch(rng, random, disks), path_steps(disks, numbers), *([] if listed is None else [listed])]
+    return np.concatenate(parts)[rng.permutation(size)]

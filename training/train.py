@@ -15,13 +15,17 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import hanoi
 import ledger
 import numpy as np
 import torch
-from rich.progress import Progress
+from forward import answer_logits, in_parts
+from rich.progress import Progress, track
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from keystep.lm.embedded import hanoi as hanoi_tokens
@@ -35,6 +39,23 @@ WEIGHTS = HERE.parent / "src/keystep/lm/embedded/weights"
 CONFIG = (  # what of a transformers configuration the decoder needs
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "rms_norm_eps", "rope_parameters",
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Hard:
+    """A further stage of hanoi on what a member still gets wrong in tall towers: of `pool` examples, a part of them `legal` random states
+    and the others steps of the whole task, it learns the `hardest` (those with the greatest loss just now) and `others` of the rest.
+
+    A part of them is `listed`: steps of the tallest tower that were hard for member 0 after its second stage (`hard_steps`)."""
+
+    updates: int
+    rate: float = 1.5e-3
+    embedding_rate: float = 6e-4
+    pool: int = 192
+    legal: float = 0.5
+    listed: float = 0.0
+    hardest: int = 48
+    others: int = 16
 
 
 @dataclass(frozen=True)
@@ -53,6 +74,7 @@ class Member:
     embedding_rate: float = 3e-3
     decay: float = 0.01
     tall: float = 1.0  # hanoi: how much more often towers of 12 and more disks are drawn
+    hard: tuple[Hard, ...] = ()  # hanoi: further stages
 
 
 @dataclass(frozen=True)
@@ -70,13 +92,30 @@ def hanoi_loss(net: LlamaForCausalLM, member: Member, rng: np.random.Generator, 
     tokens = torch.from_numpy(hanoi.batch(rng, member.batch, disks))
     start = hanoi.prompt_length(disks)
     logits = net(tokens[:, :-1]).logits[:, start - 1 :]
-    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, start:].flatten())
+    return functional.cross_entropy(logits.flatten(0, 1), tokens[:, start:].flatten())
+
+
+def hard_loss(net: LlamaForCausalLM, hard: Hard, rng: np.random.Generator, listed: np.ndarray) -> torch.Tensor:
+    """The loss of an update of a further stage; `listed` are the numbers of the listed steps."""
+    disks = hanoi.draw_tall(rng)
+    number = round(hard.pool * hard.listed) if disks == hanoi.MAX_DISKS else 0
+    again = hanoi.path_steps(disks, rng.choice(listed, number)) if number else None
+    tokens = torch.from_numpy(hanoi.pool(rng, hard.pool, disks, hard.legal, again))
+    start = hanoi.prompt_length(disks)
+    losses = functional.cross_entropy(in_parts(net, tokens, start).transpose(1, 2), tokens[:, start:], reduction="none").sum(1)
+    order = losses.argsort(descending=True)
+    rest = hard.hardest + torch.from_numpy(rng.choice(hard.pool - hard.hardest, hard.others, replace=False))
+    tokens = tokens[torch.cat([order[: hard.hardest], order[rest]])]
+    return functional.cross_entropy(answer_logits(net, tokens, start).flatten(0, 1), tokens[:, start:].flatten())
 
 
 KINDS = {
     "hanoi": Kind(hanoi_tokens.VOCABULARY, 64, hanoi_loss),
     "ledger": Kind(ledger_tokens.VOCABULARY, 256, ledger.loss, ledger.start),
 }
+
+HARD = (Hard(2000), Hard(1200, rate=1.2e-3, embedding_rate=5e-4, pool=128, legal=0.25, listed=0.5))
+HARD_BELOW = 0.97  # a step is listed where the right answer's probability is less
 
 ENSEMBLES: dict[str, list[Member]] = {
     "hanoi": [
@@ -94,11 +133,11 @@ ENSEMBLES: dict[str, list[Member]] = {
         Member(seed=6, width=48, hidden=64, heads=3, batch=8, updates=1500),
     ],
     "hanoi-large": [
-        Member(seed=11, width=64, hidden=176, updates=6000, tall=3.0),
-        Member(seed=12, width=64, hidden=192, updates=4500, tall=3.0),
-        Member(seed=13, width=72, hidden=176, updates=4500, tall=3.0),
-        Member(seed=14, width=64, hidden=208, updates=4500, tall=3.0),
-        Member(seed=15, width=72, hidden=192, updates=4500, tall=3.0),
+        Member(seed=11, width=64, hidden=176, updates=6000, tall=3.0, hard=HARD),
+        Member(seed=12, width=64, hidden=192, updates=4500, tall=3.0, hard=HARD),
+        Member(seed=13, width=72, hidden=176, updates=4500, tall=3.0, hard=HARD),
+        Member(seed=14, width=64, hidden=208, updates=4500, tall=3.0, hard=HARD),
+        Member(seed=15, width=72, hidden=192, updates=4500, tall=3.0, hard=HARD),
     ],
     "ledger-large": [
         Member(seed=21, width=64, hidden=160, heads=4, batch=8, updates=2000),
@@ -111,17 +150,21 @@ ENSEMBLES: dict[str, list[Member]] = {
 
 
 def train(kind: Kind, member: Member, label: str) -> tuple[LlamaForCausalLM, float]:
-    """A trained member and the seconds it took."""
+    """A member trained by its first stage, and the seconds it took."""
     torch.manual_seed(member.seed)
     rng = np.random.default_rng(member.seed)
-    net = LlamaForCausalLM(
+    sizes = {"hidden_size": member.width, "intermediate_size": member.hidden, "num_hidden_layers": member.layers}
+    net = blank(kind.length, {"vocab_size": kind.vocabulary, "num_attention_heads": member.heads, **sizes})
+    kind.start(net)
+    loss = lambda done: kind.loss(net, member, rng, done)  # noqa: E731
+    return net, descend(net, loss, member.updates, member.rate, member.embedding_rate, member.decay, label)
+
+
+def blank(length: int, config: dict[str, Any]) -> LlamaForCausalLM:
+    return LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=kind.vocabulary,
-            hidden_size=member.width,
-            intermediate_size=member.hidden,
-            num_hidden_layers=member.layers,
-            num_attention_heads=member.heads,
-            max_position_embeddings=kind.length,
+            **config,
+            max_position_embeddings=length,
             tie_word_embeddings=True,
             use_cache=False,
             bos_token_id=None,
@@ -129,19 +172,70 @@ def train(kind: Kind, member: Member, label: str) -> tuple[LlamaForCausalLM, flo
             attn_implementation="sdpa",
         )
     )
-    kind.start(net)
+
+
+def stage_net(kind: Kind, path: Path) -> LlamaForCausalLM:
+    """A member as a stage left it."""
+    net = blank(kind.length, json.loads(path.with_suffix(".json").read_text())["config"])
+    net.load_state_dict(load_file(path), strict=False)  # the head is the embedding
+    return net
+
+
+def stock(path: Path, number: int) -> LlamaForCausalLM:
+    """A member of a packed ensemble as a model of transformers."""
+    with safe_open(path, framework="pt") as file:
+        config = json.loads(file.metadata()["members"])[number]["config"]
+        tensors = {key.partition(".")[2]: file.get_tensor(key) for key in file.keys() if key.startswith(f"{number}.")}  # noqa: SIM118
+    net = blank(256, config)
+    net.load_state_dict(tensors, strict=False)
+    return net
+
+
+def train_on(kind: Kind, member: Member, stage: int, before: Path, label: str) -> tuple[LlamaForCausalLM, float]:
+    """A member (`before`, its file) taken through a further stage, counted from 0, and the seconds that took."""
+    hard, net = member.hard[stage], stage_net(kind, before)
+    rng = np.random.default_rng([member.seed, 2 + stage])
+    listed = hard_steps(kind) if hard.listed else np.empty(0)
+    loss = lambda done: hard_loss(net, hard, rng, listed)  # noqa: E731
+    return net, descend(net, loss, hard.updates, hard.rate, hard.embedding_rate, member.decay, label)
+
+
+def hard_steps(kind: Kind) -> np.ndarray:
+    """Numbers of the steps of the tallest tower's whole task that member 0 of hanoi-large, after its second stage, finds hard."""
+    path = BUILD / "hanoi-large-hard.npy"
+    if not path.exists():
+        net, disks, found = stage_net(kind, BUILD / "hanoi-large-0-stage1.safetensors"), hanoi.MAX_DISKS, []
+        start = hanoi.prompt_length(disks)
+        for numbers in track(np.array_split(np.arange(2**disks - 1), 256), "hard steps"):
+            tokens = torch.from_numpy(hanoi.path_steps(disks, numbers))
+            lost = functional.cross_entropy(in_parts(net, tokens, start).transpose(1, 2), tokens[:, start:], reduction="none").sum(1)
+            found.append(numbers[(lost > -math.log(HARD_BELOW)).numpy()])
+        np.save(path, np.concatenate(found))
+    return np.load(path)
+
+
+def descend(
+    net: LlamaForCausalLM,
+    loss_of: Callable[[float], torch.Tensor],
+    updates: int,
+    rate: float,
+    embedding_rate: float,
+    decay: float,
+    label: str,
+) -> float:
+    """Train `net`; `loss_of` gives the loss of one batch, told what part of the updates is done. The seconds it took."""
     matrices = [p for name, p in net.named_parameters() if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in net.named_parameters() if p.ndim != 2 or "embed" in name]
     optimizers = [
-        torch.optim.Muon(matrices, lr=member.rate, weight_decay=member.decay, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, lr=member.embedding_rate, weight_decay=0.0),
+        torch.optim.Muon(matrices, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=embedding_rate, weight_decay=0.0),
     ]
-    schedules = [torch.optim.lr_scheduler.LambdaLR(o, lambda step: warm_cosine(step, member.updates)) for o in optimizers]
+    schedules = [torch.optim.lr_scheduler.LambdaLR(o, lambda step: warm_cosine(step, updates)) for o in optimizers]
     start = time.perf_counter()
     with Progress() as progress:
-        bar = progress.add_task(label, total=member.updates)
-        for update in range(member.updates):
-            loss = kind.loss(net, member, rng, update / member.updates)
+        bar = progress.add_task(label, total=updates)
+        for update in range(updates):
+            loss = loss_of(update / updates)
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
             for optimizer, schedule in zip(optimizers, schedules, strict=True):
@@ -150,7 +244,7 @@ def train(kind: Kind, member: Member, label: str) -> tuple[LlamaForCausalLM, flo
                 schedule.step()
             if update % 100 == 99:
                 progress.update(bar, completed=update + 1, description=f"{label} loss {loss.item():.4f}")
-    return net, time.perf_counter() - start
+    return time.perf_counter() - start
 
 
 def warm_cosine(step: int, steps: int) -> float:
@@ -171,6 +265,14 @@ def pack(name: str) -> None:
     packed.chmod(0o644)  # safetensors leaves it to its owner alone
 
 
+def keep(path: Path, net: LlamaForCausalLM, seconds: float, minutes: float = 0.0) -> None:
+    """Store a member and how many minutes it took, those of an earlier stage included."""
+    config = net.config.to_dict()
+    about = {"config": {key: config[key] for key in CONFIG}, "minutes": round(seconds / 60 + minutes, 1)}
+    path.with_suffix(".json").write_text(json.dumps(about))
+    save_file({key: value for key, value in net.state_dict().items() if key != "lm_head.weight"}, path)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("ensemble", choices=sorted(ENSEMBLES))
@@ -181,13 +283,16 @@ def main() -> None:
     name = arguments.ensemble
     members = ENSEMBLES[name]
     for number in [arguments.member] if arguments.member is not None else range(len(members)):
-        path = BUILD / f"{name}-{number}.safetensors"
-        if not path.exists():
-            net, seconds = train(KINDS[name.removesuffix("-large")], members[number], f"{name} {number}")
-            config = net.config.to_dict()
-            about = {"config": {key: config[key] for key in CONFIG}, "minutes": round(seconds / 60, 1)}
-            path.with_suffix(".json").write_text(json.dumps(about))
-            save_file({key: value for key, value in net.state_dict().items() if key != "lm_head.weight"}, path)
+        kind, member, label = KINDS[name.removesuffix("-large")], members[number], f"{name} {number}"
+        last = BUILD / f"{name}-{number}.safetensors"
+        stages = [*(last.with_stem(f"{last.stem}-stage{stage}") for stage in range(len(member.hard))), last]
+        done = max((stage for stage, path in enumerate(stages) if path.exists()), default=-1)
+        for stage, path in enumerate(stages[done + 1 :], done + 1):
+            if stage == 0:
+                keep(path, *train(kind, member, label))
+            else:
+                spent = json.loads(stages[stage - 1].with_suffix(".json").read_text())["minutes"]
+                keep(path, *train_on(kind, member, stage - 1, stages[stage - 1], f"{label}, stage {stage}"), spent)
     if all((BUILD / f"{name}-{number}.safetensors").exists() for number in range(len(members))):
         pack(name)
 

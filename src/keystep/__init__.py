@@ -20,6 +20,7 @@ _WHERE = {
     "run.skills": ["PolicySkill", "PromptSkill", "ToolSkill"],
     "run": ["AheadBy", "Answer", "Budget", "Context", "First", "Flag", "Journal", "Majority", "Many", "ManyOutcome", "Mismatch", "Outcome",
             "Procedure", "Run", "Sampling", "TooLong", "Unsure"],
+    "run.voted": ["VoteKey", "Voted"],
 }  # fmt: skip
 _MODULE = {name: module for module, names in _WHERE.items() for name in names}
 

@@ -1,4 +1,4 @@
-"""runs, show, init, models, methods, reproduce, serve-model."""
+"""runs, show, init, models, methods, reproduce, serve, serve-model."""
 
 from __future__ import annotations
 
@@ -119,11 +119,12 @@ def keystep_json(result):
     return json.loads(result.stdout)
 
 
-def test_serve_model_serves(here):
+@pytest.mark.parametrize("command", [["serve-model"], ["serve", "--majority", "3", "--key", "text"]])
+def test_the_servers_serve(here, command):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-c", "from keystep.cli import main; main()", "serve-model", "--port", str(port)]
+    command = [sys.executable, "-c", "from keystep.cli import main; main()", *command, "--port", str(port)]
     process = subprocess.Popen(command, cwd=here, stderr=subprocess.PIPE, text=True)
     try:
         for _ in range(200):
@@ -139,3 +140,20 @@ def test_serve_model_serves(here):
     finally:
         process.terminate()
         process.communicate(timeout=20)
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--key", "yaml"], "key"),
+        (["--key", "regex:("], "key"),
+        (["--majority", "3", "--ahead-by", "2"], "--ahead-by"),
+        (["--most-votes", "0"], "--most-votes"),
+        (["--host", "0.0.0.0"], "host"),
+        (["--model", "embedded", "--model", "embedded"], "--model"),
+        (["--journal", "nowhere/runs.db"], "--journal"),
+    ],
+)
+def test_serve_names_what_it_cannot_take(keystep, flags, named):
+    result = keystep("serve", *flags)
+    assert result.exit_code == 2 and named in result.stderr.splitlines()[-1]

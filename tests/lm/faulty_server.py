@@ -62,6 +62,7 @@ class Echo(LM):
 def serving(app: Any) -> Iterator[str]:
     """The ASGI app on a free port of this machine, in a thread; yields its address."""
     listening = socket.create_server(("127.0.0.1", 0))
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     server = uvicorn.Server(uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()

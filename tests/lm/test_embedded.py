@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import subprocess
 import sys
 from contextlib import aclosing, suppress
@@ -21,10 +23,10 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import keystep as ks
-from keystep.errors import BadInput, Refused
+from keystep.errors import BadInput, ModelError, Refused
 from keystep.lm.base import Message, Request, Sample
 from keystep.lm.embedded import hanoi, ledger
-from keystep.lm.embedded.model import MODELS, WEIGHTS, Embedded, Ensemble, answer_probabilities, load
+from keystep.lm.embedded.model import MANY, MODELS, WEIGHTS, Embedded, Ensemble, answer_probabilities, load
 from keystep.run import Flag
 from keystep.run.builtin import builtin
 
@@ -345,6 +347,63 @@ def test_the_shipped_members_know_their_prompts(name: str) -> None:
             with suppress(Flag):
                 right[sample.index % model.members] += work.parse(sample.text, state) == answer
     assert min(right) > 40, right  # of 80
+
+
+def test_processes_of_its_own_give_the_same_answers(ensembles: list[Ensemble], model: Embedded) -> None:
+    prompts = [HANOI, TALLER, *LEDGER]
+    asked = [Request(prompts[number % len(prompts)], n=3, key=str(number), seed=5) for number in range(2 * MANY)]
+
+    async def together(lm: Embedded) -> list[list[Sample]]:
+        async def ask(request: Request) -> list[Sample]:
+            return [sample async for sample in lm.sample(request)]
+
+        found = await asyncio.gather(*map(ask, asked))
+        left = asyncio.ensure_future(ask(asked[0]))  # one who does not wait for it
+        await asyncio.sleep(0)
+        left.cancel()
+        return list(map(answers, [*found, await ask(asked[1])]))
+
+    lm = Embedded(ensembles=ensembles, processes=2)
+    first = asyncio.run(together(lm))
+    assert lm._pool is not None
+    assert first == asyncio.run(together(lm)) == asyncio.run(together(model))
+    asyncio.run(lm.close())
+    with pytest.raises(BadInput, match="processes: is at least 1"):
+        Embedded(ensembles=ensembles, processes=0)
+
+
+def test_a_decoding_process_that_dies_is_said(ensembles: list[Ensemble]) -> None:
+    lm = Embedded(ensembles=ensembles, processes=2)
+
+    async def ask(number: int) -> list[Sample]:
+        return [sample async for sample in lm.sample(Request(HANOI, key=str(number)))]
+
+    async def killed() -> list[Any]:
+        await asyncio.gather(*map(ask, range(MANY)))
+        assert lm._pool is not None
+        for pid in list(lm._pool._processes):
+            os.kill(pid, signal.SIGKILL)
+        return await asyncio.gather(*map(ask, range(MANY)), return_exceptions=True)
+
+    found = asyncio.run(killed())
+    assert {type(error) for error in found} == {ModelError} and "a decoding process died" in str(found[0])
+    asyncio.run(lm.close())
+
+
+def test_a_decoding_process_does_not_outlive_a_killed_parent(tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import os, signal\n"
+        "from keystep.lm.embedded import cores\n"
+        "if __name__ == '__main__':\n"
+        "    pool = cores.start(1)\n"
+        "    print(pool.submit(os.getpid).result(), flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        assert child and parent.stdout.read() == ""  # the child holds the pipe too: this returns when it has ended
 
 
 def test_a_model_by_name(tmp_path: Path) -> None:

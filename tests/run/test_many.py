@@ -471,8 +471,8 @@ def test_results_that_cannot_be_written_stop_all_and_are_mended(tmp_path):
     many = Many(ledger, ROWS, results=out)
     mend = many._mend_results
 
-    def full(run):
-        mend(run)
+    def full(run, **options):
+        mend(run, **options)
         many._lines.close()
         many._lines = open("/dev/full", "ab", buffering=0)  # noqa: SIM115
 

@@ -62,3 +62,17 @@ def test_moved_leaves_the_old_state_alone():
     pegs = hanoi.start(3)
     assert hanoi.moved(pegs, [1, 0, 1]) == [[3, 2], [1], []]
     assert pegs == hanoi.start(3)
+
+
+@pytest.mark.parametrize("disks", range(1, 11))
+def test_a_towers_end_and_its_last_move_are_those_of_the_rule(disks):
+    *_, (move, pegs) = walk(disks)
+    target = 2 if disks % 2 == 0 else 1
+    assert hanoi.last_move(disks, 0, target) == move
+    assert hanoi.tower_moved(hanoi.start(disks), disks, 0, target) == pegs
+
+
+def test_a_tower_is_moved_on_top_of_what_is_there_and_the_old_state_is_left_alone():
+    before = [[5, 2, 1], [4], [3]]
+    assert hanoi.tower_moved(before, 2, 0, 2) == [[5], [4], [3, 2, 1]]
+    assert hanoi.tower_moved(before, 0, 0, 2) == before == [[5, 2, 1], [4], [3]]

@@ -12,12 +12,16 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from keystep.cli.bench import bench
 from keystep.cli.catalogue import methods, models
+from keystep.cli.decompose import decompose
 from keystep.cli.export import export, prune
 from keystep.cli.forecast import forecast
-from keystep.cli.helpers import init, reproduce, serve_model
+from keystep.cli.helpers import init, reproduce
 from keystep.cli.journals import decide, runs, show
+from keystep.cli.report import report, view
 from keystep.cli.run import resume, run
+from keystep.cli.serve import serve, serve_model
 from keystep.errors import KeystepError
 
 
@@ -33,7 +37,11 @@ class _Commands(TyperGroup):
 
 
 app = typer.Typer(name="keystep", cls=_Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-for command in (run, forecast, resume, runs, show, decide, export, prune, init, models, methods, reproduce, serve_model):
+COMMANDS = (
+    run, forecast, resume, runs, show, decide, report, view, export, prune, init, models, methods, bench, decompose, reproduce, serve,
+    serve_model,
+)  # fmt: skip
+for command in COMMANDS:
     app.command()(command)
 
 

@@ -25,8 +25,17 @@ METHODS = (
     Method("maker", "run", "Meyerson et al. 2025, Solving a Million-Step LLM Task with Zero Errors, arXiv 2511.09030", "keystep run"),
     Method(
         "long-horizon-execution", "measure", "Sinha et al. 2025, The Illusion of Diminishing Returns, arXiv 2509.09677",
-        "keystep.measure.long_horizon",
+        "keystep bench long-horizon-execution",
     ),
+    Method(
+        "taskbench", "measure", "Shen et al. 2023, TaskBench: Benchmarking Large Language Models for Task Automation, arXiv 2311.18760",
+        "keystep bench taskbench",
+    ),
+    Method(
+        "llm-based-algorithms", "measure", "Chen et al. 2024, On the Design and Analysis of LLM-Based Algorithms, arXiv 2407.14788",
+        "keystep decompose",
+    ),
+    Method("procbench", "measure", "Fujisawa et al. 2024, ProcBench, arXiv 2410.03117", "keystep bench procbench"),
 )  # fmt: skip
 
 OTHER_MODELS = {

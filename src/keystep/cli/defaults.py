@@ -1,5 +1,7 @@
 """What `keystep run` does where it is not told otherwise, and how commands read numbers."""
 
+from typing import Any
+
 import typer
 
 MODEL = "embedded"
@@ -19,3 +21,11 @@ def number(text: str) -> float:
         return float(text)
     except ValueError:
         raise typer.BadParameter(f"{text!r} is not a number. Write one like 0.5") from None
+
+
+def whole_option(help: str, panel: str) -> Any:
+    return typer.Option(parser=whole, metavar="N", help=help, rich_help_panel=panel)
+
+
+def number_option(help: str, panel: str) -> Any:
+    return typer.Option(parser=number, metavar="X", help=help, rich_help_panel=panel)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any
 
@@ -52,7 +52,7 @@ def export(
                 sys.stdout.write(_line(step))
             return
         write = _write_parquet if format is Format.parquet else _write_jsonl
-        with _whole(out) as file:
+        with whole_file(out) as file:
             count = write(_steps(store, run), file)
     finally:
         store.close()
@@ -77,7 +77,7 @@ def prune(
         raise BadInput("is 0 or more", field="--older-than", value=older_than, mend="for instance 30")
     store = open_journal(journal)
     try:
-        rows = [store.run(id) for id in dict.fromkeys(runs)] if runs else store.all_runs()
+        rows = [store.run(id) for run in dict.fromkeys(runs) for id in (run, *store.chunks(run))] if runs else store.all_runs()
         if older_than is not None:
             rows = [row for row in rows if row["updated"] <= time.time() - older_than * 86400 and not store.is_held(row)]
         chosen = [row for row in rows if row["status"] == "finished" or not keep_unfinished]
@@ -99,7 +99,7 @@ def prune(
 
 
 def _steps(store: Journal, run: str) -> Iterator[dict[str, Any]]:
-    for place, row in store.trace(run):
+    for place, row in chain.from_iterable(store.trace(id) for id in (run, *store.chunks(run))):
         yield {"place": place} | {name: getattr(row, name) for name in row.__slots__}
 
 
@@ -108,7 +108,7 @@ def _line(step: dict[str, Any]) -> str:
 
 
 @contextmanager
-def _whole(path: Path) -> Iterator[IO[bytes]]:
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
     """A file that is there when it is whole, or not at all."""
     part = path.with_name(f"{path.name}.part")
     try:

@@ -162,6 +162,8 @@ def report(found: Forecast) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from keystep.run.forecast import sure
+
     console = Console()
     known = "at most " if found.steps_from == "max_steps" else ""
     console.print(Text(f"forecast: {found.procedure} on {found.model}, {known}{found.steps:,} steps", style="bold"), soft_wrap=True)
@@ -180,7 +182,7 @@ def report(found: Forecast) -> None:
     )
     for name, form, each in rows:
         if name != "cost" or each.high:
-            value, low, high = (f"{x:{form}}" if form else _sure(x) for x in (each.value, each.low, each.high))
+            value, low, high = (f"{x:{form}}" if form else sure(x) for x in (each.value, each.low, each.high))
             table.add_row(name, value, f"{low} to {high}")
     for member in found.members:
         table.add_row(
@@ -208,29 +210,25 @@ def report(found: Forecast) -> None:
     console.print(Text(f"{flags}{usual} is {verdict} {found.target:g} for the whole run", style="bold"), soft_wrap=True)
 
 
-def _sure(probability: float) -> str:
-    """Never rounded to certainty."""
-    return f"{probability:.5f}" if probability < 0.999995 else "> 0.99999"
-
-
 def beside(forecast: dict[str, Any], came: dict[str, Any]) -> Any:
     """A table of forecast beside outcome; `forecast` as it was kept with the run, `came` an outcome's figures by name."""
     from rich.table import Table
 
+    from keystep.run.forecast import beside, sure
+
     table = Table("forecast beside outcome", "expected", "interval", "came out", box=None, padding=(0, 3, 0, 0))
-    verdict = {True: "yes", False: "no", None: "nobody could check"}[came["correct"]]
-    sure = forecast["success"]
-    table.add_row("right", _sure(sure["value"]), f"{_sure(sure['low'])} to {_sure(sure['high'])}", verdict)
-    for name, form, key in (
-        ("samples", ",.0f", "calls"),
-        ("tokens_in", ",.0f", "tokens_in"),
-        ("tokens_out", ",.0f", "tokens_out"),
-        ("cost", ",.4f", "cost"),
-        ("seconds", ",.1f", "seconds"),
-    ):
-        each = forecast[key]
-        if name != "cost" or each["high"]:
-            within = "" if each["low"] <= came[name] <= each["high"] else " (outside)"
-            cells = (f"{each['value']:{form}}", f"{each['low']:{form}} to {each['high']:{form}}", f"{came[name]:{form}}{within}")
-            table.add_row(name.replace("_", " "), *cells)
+    forms = {"cost": ",.4f", "seconds": ",.1f"}
+    for each in beside(forecast, came):
+        if each.within is None:
+            assert not isinstance(each.came, float)
+            verdict = {True: "yes", False: "no", None: "nobody could check"}[each.came]
+            table.add_row(each.name, sure(each.value), f"{sure(each.low)} to {sure(each.high)}", verdict)
+            continue
+        form = forms.get(each.name, ",.0f")
+        cells = (
+            f"{each.value:{form}}",
+            f"{each.low:{form}} to {each.high:{form}}",
+            f"{each.came:{form}}{'' if each.within else ' (outside)'}",
+        )
+        table.add_row(each.name, *cells)
     return table

@@ -1,4 +1,4 @@
-"""`keystep init`, `reproduce` and `serve-model`."""
+"""`keystep init` and `reproduce`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from keystep.cli.defaults import MODEL, whole
+from keystep.cli.defaults import whole
 from keystep.errors import BadInput
 
 EXAMPLE = Path(__file__).with_name("example.yaml")
@@ -91,17 +91,3 @@ def reproductions() -> list[str]:
     import keystep.reproduce
 
     return sorted(module.name.replace("_", "-") for module in iter_modules(keystep.reproduce.__path__) if not module.name.startswith("_"))
-
-
-def serve_model(
-    model: Annotated[list[str] | None, typer.Option(help=f"A model to serve, again for each further one (default: {MODEL}).")] = None,
-    host: Annotated[str, typer.Option(help="The address to listen on; only this machine's own.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(parser=whole, metavar="N", help="0 takes a free one.")] = 8377,
-) -> None:
-    """Serve models behind the OpenAI interface, on this machine only."""
-    from keystep.lm import lm
-    from keystep.lm.server import serve
-
-    lms = {name: lm(name) for name in model or [MODEL]}
-    typer.echo(f"serving {', '.join(lms)} at http://{host}:{port}/v1 (stop with Ctrl-C)", err=True)
-    serve(lms, host, port)

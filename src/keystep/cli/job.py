@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -14,15 +16,20 @@ from keystep.cli.defaults import AHEAD_BY, JOURNAL, MODEL
 from keystep.errors import BadInput, JournalError
 from keystep.lm import lm
 from keystep.lm.base import LM
+from keystep.lm.embedded.cores import available
 from keystep.run import AheadBy, Budget, First, Journal, Majority, Many, Procedure, Run, Sampling, TooLong
 from keystep.run.builtin import BUILTIN, builtin
-from keystep.run.many import input_rows
+from keystep.run.many import Build, input_rows
 from keystep.run.procedure_file import YamlProcedure, from_file
 from keystep.run.vote import Rule
 
+if TYPE_CHECKING:
+    from keystep.run.tracing import Tracing
+
 
 class Job(BaseModel):
-    """One field per flag; see `keystep run --help`. Paths are absolute. It holds no secrets: only the names of environment variables."""
+    """One field per flag of `keystep run`; `serve` has many of them. Paths are absolute. It holds no secrets: only the names of environment
+    variables."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -34,6 +41,7 @@ class Job(BaseModel):
     prices: str | None = None
     record: str | None = None
     replay: str | None = None
+    processes: int | None = Field(default=None, ge=1)
     ahead_by: int | None = Field(default=None, ge=1)
     majority: int | None = Field(default=None, ge=1)
     first: bool = False
@@ -53,6 +61,7 @@ class Job(BaseModel):
     results: str | None = None
     concurrency: int | None = Field(default=None, ge=1)
     max_crashes: int | None = Field(default=None, ge=1)
+    on: str | None = None
     forecast: dict[str, Any] | None = None  # what was expected of the run before it began, as `keystep.run.forecast.Forecast`
 
     @classmethod
@@ -73,10 +82,14 @@ class Job(BaseModel):
             raise BadInput("exclude each other", field=" and ".join(rules), mend="choose one rule of voting")
         if job.record and job.replay:
             raise BadInput("exclude each other", field="--record and --replay", mend="choose one")
-        for name in ("results", "concurrency", "max_crashes"):
+        for name in ("results", "concurrency", "max_crashes", "on"):
             if job.inputs is None and getattr(job, name) is not None:
                 flag = "--" + name.replace("_", "-")
                 raise BadInput("is for many inputs", field=flag, value=getattr(job, name), mend="add --inputs FILE")
+        if job.on and job.on != "ray" and not job.on.startswith("ray://"):
+            raise BadInput("is no cluster", field="--on", value=job.on, mend="write ray, or ray://host:port")
+        if job.on and job.record:
+            raise BadInput("exclude each other", field="--on and --record", mend="record without a cluster")
         if job.inputs and job.compare:
             raise BadInput("exclude each other", field="--inputs and --compare", mend="compare on a single input")
         if job.base_url and "://" in job.model:
@@ -111,17 +124,28 @@ class Job(BaseModel):
             BadInput: the file cannot be read, or a row has a name or a value that the procedure does not take.
         """
 
+        # A cell of a table is read as --set reads it, unless the procedure has a text in its place.
+        texts = {name for name, value in base.form.state.items() if isinstance(value, str)} if isinstance(base, YamlProcedure) else set()
+        rows = input_rows(Path(self.inputs or ""), texts)
+        if self.on is None:
+            return Many(self._of_row(base), rows, results=self.results, **self._limits())
+        from keystep.run.cluster import OnRay
+
+        begin, address = partial(begin_chunk, self.model_dump(mode="json")), None if self.on == "ray" else self.on
+        return OnRay(self._of_row(base), rows, begin, address=address, results=self.results, **self._limits())
+
+    def _of_row(self, base: Procedure) -> Build:
         def build(row: Mapping[str, Any]) -> Procedure:
             settings = {**self.settings, **row}
             if isinstance(base, YamlProcedure):
                 return base.having(settings)
             return self.model_copy(update={"settings": settings}).build_procedure()
 
-        # A cell of a table is read as --set reads it, unless the procedure has a text in its place.
-        texts = {name for name, value in base.form.state.items() if isinstance(value, str)} if isinstance(base, YamlProcedure) else set()
-        options = {"concurrency": self.concurrency, "max_crashes": self.max_crashes}
-        given = {name: value for name, value in options.items() if value is not None}
-        return Many(build, input_rows(Path(self.inputs or ""), texts), results=self.results, **given)
+        return build
+
+    def _limits(self) -> dict[str, Any]:
+        limits = {"concurrency": self.concurrency, "max_crashes": self.max_crashes}
+        return {name: value for name, value in limits.items() if value is not None}
 
     def build_lm(self) -> LM:
         if self.replay:
@@ -138,6 +162,8 @@ class Job(BaseModel):
             if not options["api_key"]:
                 mend = f"export {self.api_key_env}=…, or name another variable"
                 raise BadInput("this environment variable is not set", field="--api-key-env", value=self.api_key_env, mend=mend)
+        if self.processes or (not options and all(part.strip().startswith("embedded") for part in self.model.split(","))):
+            options["processes"] = self.processes or available()
         return lm(self.model, **options)
 
     def rule(self) -> Rule:
@@ -150,17 +176,34 @@ class Job(BaseModel):
         flags = {"temperature": self.temperature, "max_tokens": self.max_tokens}
         return Sampling(**{name: value for name, value in flags.items() if value is not None})  # type: ignore[arg-type]
 
-    def build_run(self, procedure: Procedure, model: LM, journal: Journal, id: str | None = None) -> Run:
+    def budget(self) -> Budget:
+        return Budget(calls=self.budget_calls, tokens=self.budget_tokens, cost=self.budget_cost, seconds=self.budget_seconds)
+
+    def build_run(
+        self, procedure: Procedure, model: LM, journal: Journal, id: str | None = None, tracing: Tracing | None = None
+    ) -> Run:  # fmt: skip
         if self.record:
             from keystep.lm.replay import Record
 
             model = Record(model, self.record)
-        budget = Budget(calls=self.budget_calls, tokens=self.budget_tokens, cost=self.budget_cost, seconds=self.budget_seconds)
         return Run(
             model, vote=self.rule(), flags=[TooLong(self.too_long)] if self.too_long else [], journal=journal, seed=self.seed, id=id,
-            sampling=self.sampling(), budget=budget, keep_samples=self.keep_samples, speculate=self.speculate,
-            spec=self.model_dump(mode="json"),
+            sampling=self.sampling(), budget=self.budget(), keep_samples=self.keep_samples, speculate=self.speculate,
+            spec=self.model_dump(mode="json"), tracing=tracing,
         )  # fmt: skip
+
+
+def begin_chunk(
+    spec: dict[str, Any], journal: Journal, id: str, budget: Budget, rows: Sequence[Mapping[str, Any]], since: int
+) -> tuple[Run, Many]:  # fmt: skip
+    """The run of a chunk of a job's rows, on the machine that carries it out (`keystep.run.cluster`)."""
+    job = Job.of(spec)
+    if not job.replay and job.processes is None and job.model.startswith("embedded"):
+        job = job.model_copy(update={"processes": 1})  # the cluster has a task on every core
+    base = job.build_procedure()
+    run = job.build_run(base, job.build_lm(), journal, id)
+    run.asking = replace(run.asking, budget=budget)
+    return run, Many(job._of_row(base), rows, since=since, **job._limits())
 
 
 def absolute(path: str | None) -> str | None:

@@ -19,13 +19,17 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="The run's name; `keystep runs` lists them.")]
 
 
-def runs(journal: JournalUrl = JOURNAL, as_json: AsJson = False) -> None:
+def runs(
+    journal: JournalUrl = JOURNAL,
+    chunks: Annotated[bool, typer.Option("--chunks", help="Also the chunks of runs on a cluster.")] = False,
+    as_json: AsJson = False,
+) -> None:
     """List the runs of a journal, newest first."""
     from keystep.cli.job import open_journal
 
     store = open_journal(journal)
     try:
-        found = [_about(row, store) for row in store.all_runs()]
+        found = [_about(row, store) for row in store.all_runs() if chunks or not _is_chunk(row)]
     finally:
         store.close()
     if as_json:
@@ -120,7 +124,8 @@ def _answer(text: str, candidates: list[Any]) -> Any:
 
 
 def _about(row: dict[str, Any], store: Journal) -> dict[str, Any]:
-    spent = store.totals(row["id"])
+    spread = "chunk" in row["identity"].get("work", {}).get("rows", {})
+    spent = store.totals(row["id"], *(store.chunks(row["id"]) if spread else ()))
     steps = int(spent["steps"])
     status = "interrupted" if row["status"] == "running" and not store.is_held(row) else row["status"]
     result = row["result"] if isinstance(row["result"], dict) else {}
@@ -131,6 +136,10 @@ def _about(row: dict[str, Any], store: Journal) -> dict[str, Any]:
         "votes_per_step": round(spent["samples"] / steps, 4) if steps else 0.0, "tokens_in": int(spent["tokens_in"]),
         "tokens_out": int(spent["tokens_out"]), "cost": spent["cost"],
     }  # fmt: skip
+
+
+def _is_chunk(row: dict[str, Any]) -> bool:
+    return isinstance(row["spec"], dict) and "chunk_of" in row["spec"]
 
 
 def _result(about: dict[str, Any]) -> str:

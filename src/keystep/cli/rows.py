@@ -29,7 +29,7 @@ def carry_out_rows(job: Job, run: Run, many: Many, journal: str, as_json: bool, 
     """Run all rows and print what came out; exits with 3 where rows failed or everything stopped, with 1 where a row came out wrong."""
     again = f"go on with: {resume_command(run.id, journal)}"
     try:
-        outcome = asyncio.run(_work(run, many, quiet))
+        outcome = asyncio.run(follow_rows(run, many, quiet))
     except KeystepError as error:
         typer.echo(f"error: {error}", err=True)
         if error.exit_code == 3 and run.journal.run(run.id, missing_ok=True):
@@ -43,7 +43,7 @@ def carry_out_rows(job: Job, run: Run, many: Many, journal: str, as_json: bool, 
     else:
         _report(outcome, journal)
     left = outcome.rows.failed + outcome.rows.set_aside
-    for line in run.journal.row_lines(run.id, "failed", limit=SHOWN):
+    for line in many.failures(run, SHOWN):
         failure = json.loads(line)
         typer.echo(f"row {failure['row']} failed: {failure['error']}", err=True)
     if left > SHOWN:
@@ -58,7 +58,8 @@ def carry_out_rows(job: Job, run: Run, many: Many, journal: str, as_json: bool, 
         raise typer.Exit(1)
 
 
-async def _work(run: Run, many: Many, quiet: bool) -> ManyOutcome:
+async def follow_rows(run: Run, many: Many, quiet: bool) -> ManyOutcome:
+    """Carry the rows out, with a line that follows them; SIGTERM stops them as Ctrl-C does."""
     task = asyncio.current_task()
     assert task is not None
     with suppress(NotImplementedError, RuntimeError):  # not everywhere, and in the main thread only

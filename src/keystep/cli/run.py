@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 import warnings
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from keystep.cli.defaults import AHEAD_BY, JOURNAL, MODEL, number, whole
+from keystep.cli.defaults import AHEAD_BY, JOURNAL, MODEL
+from keystep.cli.defaults import number_option as _number
+from keystep.cli.defaults import whole_option as _whole
 from keystep.cli.forecast import TARGET, forecast_first
+from keystep.cli.telemetry import Otel, OtelContent, sent
 from keystep.errors import BadInput, KeystepError, Undecided
 
 if TYPE_CHECKING:
@@ -20,14 +24,7 @@ if TYPE_CHECKING:
     from keystep.run import Outcome, Run
     from keystep.run.compare import Way
     from keystep.run.journal import Journal
-
-
-def _whole(help: str, panel: str) -> Any:
-    return typer.Option(parser=whole, metavar="N", help=help, rich_help_panel=panel)
-
-
-def _number(help: str, panel: str) -> Any:
-    return typer.Option(parser=number, metavar="X", help=help, rich_help_panel=panel)
+    from keystep.run.tracing import Tracing
 
 
 JournalUrl = Annotated[str, typer.Option("--journal", metavar="URL", help="Where the run is kept: a path or a database URL.")]
@@ -37,11 +34,13 @@ BudgetCalls = Annotated[int | None, _whole("Stop after so many samples.", "Budge
 BudgetTokens = Annotated[int | None, _whole("Stop after so many tokens.", "Budget")]
 BudgetCost = Annotated[float | None, _number("Stop after so much money, in the price table's unit.", "Budget")]
 BudgetSeconds = Annotated[float | None, _number("Stop after so many seconds of running.", "Budget")]
+Processes = Annotated[int | None, _whole("Processes that embedded models decode in (default: one a core).", "Model")]
 Concurrency = Annotated[int | None, _whole("Rows under way at once (default: 64).", "Many inputs")]
 MaxCrashes = Annotated[int | None, _whole("Set a row aside that crashed so often at one step (default: 3).", "Many inputs")]
 
 _FORECAST = ("forecast", "target", "truth", "reference")
-_NOT_KEPT = ("settings", "journal", "dry_run", "as_json", "quiet", *_FORECAST)  # flags that no resumed run needs
+_NOT_KEPT = ("settings", "journal", "dry_run", "as_json", "quiet", "otel", "otel_content", *_FORECAST)  # flags that no resumed run needs
+_NOT_CHANGED = ("run_id", "journal", "as_json", "quiet", "otel", "otel_content")  # flags of a resume that change nothing of the job
 
 
 def run(
@@ -53,6 +52,7 @@ def run(
     prices: Annotated[str | None, typer.Option(metavar="FILE", help="A JSON table of prices per model.", rich_help_panel="Model")] = None,
     record: Annotated[str | None, typer.Option(metavar="FILE", help="Record every sample.", rich_help_panel="Model")] = None,
     replay: Annotated[str | None, typer.Option(metavar="FILE", help="Replay a recording, offline.", rich_help_panel="Model")] = None,
+    processes: Processes = None,
     ahead_by: Annotated[int | None, _whole(f"First to lead by K votes (default: {AHEAD_BY}).", "Vote")] = None,
     majority: Annotated[int | None, _whole("The most votes of N.", "Vote")] = None,
     first: Annotated[bool, typer.Option("--first", help="The first valid answer; no vote.", rich_help_panel="Vote")] = False,
@@ -76,11 +76,16 @@ def run(
     ] = None,
     concurrency: Concurrency = None,
     max_crashes: MaxCrashes = None,
+    on: Annotated[
+        str | None, typer.Option(metavar="ray[://HOST:PORT]", help="Spread the rows over a Ray cluster.", rich_help_panel="Many inputs")
+    ] = None,
     compare: Annotated[bool, typer.Option("--compare", help="Also go every single-call way with the same models.")] = False,
     forecast: Annotated[bool, typer.Option("--forecast", help="Forecast first, and take its k.", rich_help_panel="Forecast")] = False,
     target: Annotated[float | None, _number(f"Wanted probability that the whole run is right (default: {TARGET}).", "Forecast")] = None,
     truth: Annotated[str | None, typer.Option(metavar="FILE", help="Labelled steps to measure by.", rich_help_panel="Forecast")] = None,
     reference: Annotated[str | None, typer.Option(metavar="MODEL", help="A model to measure by.", rich_help_panel="Forecast")] = None,
+    otel: Otel = False,
+    otel_content: OtelContent = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the first prompt and the price; call nothing.")] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -112,6 +117,12 @@ def run(
     job = Job.of({**given, **paths, "settings": dict(pairs)})
     if job.procedure not in BUILTIN:
         job = job.model_copy(update={"procedure": absolute(job.procedure)})
+    if job.on:
+        from keystep.run.cluster import check_shared
+
+        check_shared(journal)
+        if otel:
+            raise BadInput("exclude each other", field="--on and --otel", mend="trace a run without a cluster")
     work, lm = job.build_procedure(), job.build_lm()
     many = job.build_many(work) if inputs else None
     if dry_run:
@@ -121,16 +132,14 @@ def run(
         if many:
             typer.echo(f"note: this is row 0 of {many.total:,} alone", err=True)
         return
-    store = open_journal(journal, must_exist=False)
-    try:
+    with sent(otel, otel_content) as tracing, closing(open_journal(journal, must_exist=False)) as store:
         options = {"target": TARGET if target is None else target, "truth": truth, "reference": reference, "ahead_by": ahead_by}
         wanted = options if forecast else None
+        built = _built(job, work, lm, store, None, tracing)
         if many:
-            carry_out_rows(job, _built(job, work, lm, store), many, journal, as_json, quiet)
+            carry_out_rows(job, built, many, journal, as_json, quiet)
             return
-        _carry_out(job, _built(job, work, lm, store), work, journal, as_json, quiet, wanted)
-    finally:
-        store.close()
+        _carry_out(job, built, work, journal, as_json, quiet, wanted)
 
 
 def resume(
@@ -142,41 +151,43 @@ def resume(
     budget_seconds: BudgetSeconds = None,
     concurrency: Concurrency = None,
     max_crashes: MaxCrashes = None,
+    otel: Otel = False,
+    otel_content: OtelContent = False,
+    processes: Processes = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Go on with a run that stopped or was killed. Nothing that was decided is asked again."""
-    given = {name: value for name, value in locals().items() if name not in ("run_id", "journal", "as_json", "quiet") and value is not None}
+    given = {name: value for name, value in locals().items() if name not in _NOT_CHANGED and value is not None}
     from keystep.cli.job import Job, open_journal
     from keystep.cli.rows import carry_out_rows
 
-    store = open_journal(journal)
-    try:
+    with sent(otel, otel_content) as tracing, closing(open_journal(journal)) as store:
         id = run_id or _latest(store, journal)
         spec = store.run(id)["spec"]
         if not isinstance(spec, dict) or "procedure" not in spec:
             raise BadInput("was not begun with `keystep run`", field="run", value=id, mend="resume it from the program that began it")
         job = Job.of({**spec, **given})
         work = job.build_procedure()
-        if job.inputs:
-            carry_out_rows(job, _built(job, work, job.build_lm(), store, id), job.build_many(work), journal, as_json, quiet)
+        many = job.build_many(work) if job.inputs else None
+        built = _built(job, work, job.build_lm(), store, id, tracing)
+        if many:
+            carry_out_rows(job, built, many, journal, as_json, quiet)
             return
-        _carry_out(job, _built(job, work, job.build_lm(), store, id), work, journal, as_json, quiet)
-    finally:
-        store.close()
+        _carry_out(job, built, work, journal, as_json, quiet)
 
 
 def _latest(store: Journal, journal: str) -> str:
     for row in store.all_runs():
-        if row["status"] != "finished" and row["spec"]:
+        if row["status"] != "finished" and row["spec"] and "chunk_of" not in row["spec"]:
             return str(row["id"])
     raise BadInput("has no unfinished run", field="--journal", value=journal, mend="`keystep runs` lists the finished ones")
 
 
-def _built(job: Job, work: Any, lm: Any, store: Journal, id: str | None = None) -> Run:
+def _built(job: Job, work: Any, lm: Any, store: Journal, id: str | None, tracing: Tracing | None) -> Run:
     with warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always")
-        built = job.build_run(work, lm, store, id)
+        built = job.build_run(work, lm, store, id, tracing)
     for note in notes:
         typer.echo(f"note: {note.message}", err=True)
     return built

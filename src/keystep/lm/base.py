@@ -130,6 +130,12 @@ def as_messages(prompt: Prompt) -> tuple[Message, ...]:
     return (Message("user", prompt),) if isinstance(prompt, str) else prompt
 
 
+def tool_name(tool: dict[str, Any]) -> str | None:
+    """The name of a function in a tool definition."""
+    function = tool.get("function")
+    return function.get("name") if isinstance(function, dict) else None
+
+
 def draw_key(*parts: object) -> int:
     """A 128-bit key for a counter-based generator, the same on every machine."""
     return int.from_bytes(blake2b("\x1f".join(map(str, parts)).encode(), digest_size=16).digest(), "little")

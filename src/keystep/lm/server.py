@@ -1,9 +1,7 @@
 """Language models behind the OpenAI interface: `/v1/models`, `/v1/completions`, `/v1/chat/completions`, `/v1/embeddings`, `/health`.
 
-Whole answers are made at once, so a stream has one chunk of text per choice; and a model here knows the log-probability of the whole
-answer, so `logprobs` holds a single entry, whose token is the whole text. Each choice also says its own `usage`. A request with
-a `seed` gives the samples that `Request(prompt, seed=seed, key="http")` gives in Python; without one a fresh seed is drawn. Fields
-that this server does not know are ignored. There is no authentication: it is meant for one's own machine.
+A request with a `seed` gives the samples that `Request(prompt, seed=seed, key="http")` gives in Python; without one a fresh seed is
+drawn. There is no authentication: it is meant for one's own machine. How requests are read and answers look is in `wire`.
 """
 
 from __future__ import annotations
@@ -11,15 +9,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import math
-import secrets
-import socket
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import aclosing, suppress
-from dataclasses import dataclass, replace
-from ipaddress import ip_address
-from typing import Any
+from typing import Any, TypeVar
 
 import uvicorn
 from starlette.applications import Starlette
@@ -28,14 +21,15 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from keystep.errors import BadInput, KeystepError, ModelError, Refused
-from keystep.lm.base import LM, Message, Prompt, Request, Sample, ToolCall
+from keystep.errors import BadInput, KeystepError
+from keystep.lm.base import LM, Request, Sample
+from keystep.lm.listen import listen
+from keystep.lm.wire import Asked, UnknownModel, error_answer, field, read_json, texts, usage
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
-MOST_CHOICES = 1024  # n times the number of prompts
-MOST_TOKENS = 1_000_000
-_NUMBER = (int, float)
+Answering = Callable[[HttpRequest, LM, Asked], Awaitable[Response]]
 
 
 def serve(lms: Mapping[str, LM], host: str = "127.0.0.1", port: int = 8377, *, allow_remote: bool = False) -> None:
@@ -44,33 +38,34 @@ def serve(lms: Mapping[str, LM], host: str = "127.0.0.1", port: int = 8377, *, a
     Raises:
         BadInput: an address that other machines reach, unless `allow_remote`; a port that is taken.
     """
-    if not allow_remote and not _is_loopback(host):
-        mend = "use 127.0.0.1, or allow it by name: anyone who reaches this address can use the models"
-        raise BadInput("this address is open to other machines", field="host", value=host, mend=mend)
-    if not 0 <= port <= 65535:
-        raise BadInput("no such port", field="port", value=port, mend="give 0 to 65535")
-    server = uvicorn.Server(uvicorn.Config(app(lms), log_level="warning"))
-    bare = host.strip("[]")
-    try:
-        listening = socket.create_server((bare, port), family=socket.AF_INET6 if ":" in bare else socket.AF_INET)
-    except OSError as error:
-        raise BadInput(f"cannot listen at {host}:{port} ({error.strerror})", field="port", mend="give another port") from None
-    with listening, suppress(KeyboardInterrupt):
-        server.run(sockets=[listening])
+    serve_application(app(lms), host, port, allow_remote=allow_remote)
 
 
-def app(lms: Mapping[str, LM]) -> Starlette:
-    """The ASGI application for models by name."""
+def serve_application(application: Starlette, host: str, port: int, *, allow_remote: bool = False) -> None:
+    """`serve`, for an application."""
+    risk = "" if allow_remote else "anyone who reaches this address can use the models"
+    with listen(host, port, risk=risk) as listening, suppress(KeyboardInterrupt):
+        uvicorn.Server(uvicorn.Config(application, log_level="warning")).run(sockets=[listening])
+
+
+def app(lms: Mapping[str, LM], *, default: Request | None = None, answering: Answering | None = None) -> Starlette:
+    """The ASGI application for models by name.
+
+    Args:
+        default: what a request that leaves temperature, top_p or max_tokens open gets.
+        answering: what answers a completion, plain or chat, instead of the model itself.
+    """
     if not lms:
         raise BadInput("no model to serve", field="lms")
     served, began = dict(lms), int(time.time())
+    respond, left_open = answering or answered, default or Request("")
 
     def described(name: str) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": began, "owned_by": "keystep"}
 
     def model(name: Any) -> LM:
         if not isinstance(name, str) or name not in served:
-            raise _UnknownModel("no such model", field="model", value=name, mend=f"this server has {', '.join(sorted(served))}")
+            raise UnknownModel("no such model", field="model", value=name, mend=f"this server has {', '.join(sorted(served))}")
         return served[name]
 
     async def health(http: HttpRequest) -> Response:
@@ -84,17 +79,17 @@ def app(lms: Mapping[str, LM]) -> Starlette:
         return JSONResponse(described(http.path_params["name"]))
 
     async def completions(http: HttpRequest) -> Response:
-        body = await _json(http)
-        return await _answer(http, _Job.text(model(_field(body, "model", str, must=True)), body))
+        body = await read_json(http)
+        return await respond(http, model(field(body, "model", str, must=True)), Asked.text(body, left_open))
 
     async def chat(http: HttpRequest) -> Response:
-        body = await _json(http)
-        return await _answer(http, _Job.chat(model(_field(body, "model", str, must=True)), body))
+        body = await read_json(http)
+        return await respond(http, model(field(body, "model", str, must=True)), Asked.chat(body, left_open))
 
     async def embeddings(http: HttpRequest) -> Response:
-        body = await _json(http)
-        lm = model(_field(body, "model", str, must=True))
-        vectors = await lm.embed(_texts(body, "input"))
+        body = await read_json(http)
+        lm = model(field(body, "model", str, must=True))
+        vectors = await lm.embed(texts(body, "input"))
         data = [{"object": "embedding", "index": i, "embedding": vector} for i, vector in enumerate(vectors)]
         return JSONResponse({"object": "list", "model": body["model"], "data": data, "usage": {"prompt_tokens": 0, "total_tokens": 0}})
 
@@ -109,153 +104,49 @@ def app(lms: Mapping[str, LM]) -> Starlette:
     return Starlette(routes=routes, exception_handlers={KeystepError: _failed, HTTPException: _failed, Exception: _failed})
 
 
-@dataclass(frozen=True)
-class _Job:
-    """One HTTP request, read: the model, one `Request` per prompt, and how the answer is to look."""
-
-    lm: LM
-    model: str
-    requests: list[Request]
-    chatting: bool
-    logprobs: bool
-    stream: bool
-    usage_too: bool
-    id: str
-    created: int
-
-    @classmethod
-    def text(cls, lm: LM, body: dict[str, Any]) -> _Job:
-        return cls._read(lm, body, list(_texts(body, "prompt")), "", False)
-
-    @classmethod
-    def chat(cls, lm: LM, body: dict[str, Any]) -> _Job:
-        messages = _field(body, "messages", list, must=True)
-        if not messages:
-            raise BadInput("is empty", field="messages")
-        read = [_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
-        prefix = ""
-        if len(read) > 1 and read[-1].role == "assistant" and not read[-1].tool_calls and isinstance(read[-1].content, str):
-            prefix = read.pop().content  # type: ignore[assignment]
-        only = read[0] if len(read) == 1 and read[0].role == "user" and read[0].name is None else None
-        prompt: Prompt = only.content if only and isinstance(only.content, str) else tuple(read)
-        return cls._read(lm, body, [prompt], prefix, True)
-
-    @classmethod
-    def _read(cls, lm: LM, body: dict[str, Any], prompts: list[Prompt], prefix: str, chatting: bool) -> _Job:
-        n = _field(body, "n", int, 1, low=1, high=MOST_CHOICES // len(prompts))
-        seed = _field(body, "seed", int)
-        max_tokens = _field(body, "max_tokens", int, Request("").max_tokens, low=1, high=MOST_TOKENS)
-        max_tokens = _field(body, "max_completion_tokens", int, max_tokens, low=1, high=MOST_TOKENS)
-        stop = _field(body, "stop", (str, list), [])
-        stop = [stop] if isinstance(stop, str) else stop
-        if not all(isinstance(text, str) and text for text in stop):
-            raise BadInput("must be a text or a list of texts, none empty", field="stop", value=stop)
-        tools = _field(body, "tools", list, []) if chatting else []
-        if not all(isinstance(tool, dict) for tool in tools):
-            raise BadInput("must be a list of tool definitions", field="tools", value=tools)
-        shared = Request(
-            "",
-            n=n,
-            key="http",
-            seed=secrets.randbits(31) if seed is None else seed,
-            temperature=float(_field(body, "temperature", _NUMBER, 1.0, low=0, high=2)),
-            top_p=float(_field(body, "top_p", _NUMBER, 1.0, low=0, high=1)),
-            max_tokens=max_tokens,
-            stop=tuple(stop),
-            prefix=prefix,
-            schema=_schema(body) if chatting else None,
-            tools=tuple(tools),
-        )
-        logprobs = _field(body, "logprobs", (bool, int))
-        options = _field(body, "stream_options", dict, {})
-        return cls(
-            lm=lm,
-            model=body["model"],
-            requests=[replace(shared, prompt=prompt, first=i * n) for i, prompt in enumerate(prompts)],
-            chatting=chatting,
-            logprobs=bool(logprobs) if chatting or isinstance(logprobs, bool) else logprobs is not None,
-            stream=_field(body, "stream", bool, False),
-            usage_too=_field(options, "include_usage", bool, False, within="stream_options."),
-            id=f"{'chatcmpl' if chatting else 'cmpl'}-{secrets.token_hex(12)}",
-            created=int(time.time()),
-        )
-
-    async def samples(self) -> AsyncGenerator[Sample]:
-        for request in self.requests:
-            async with aclosing(self.lm.sample(request)) as samples:
-                async for sample in samples:
-                    yield sample
-
-    def whole(self, samples: list[Sample]) -> dict[str, Any]:
-        choices = [self.choice(sample) for sample in sorted(samples, key=lambda s: s.index)]
-        return self.frame("chat.completion" if self.chatting else "text_completion") | {"choices": choices, "usage": _usage(*samples)}
-
-    def frame(self, kind: str) -> dict[str, Any]:
-        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
-
-    def choice(self, sample: Sample) -> dict[str, Any]:
-        choice = {"index": sample.index, "finish_reason": sample.finish, "logprobs": self.scores(sample), "usage": _usage(sample)}
-        return choice | ({"message": _said(sample)} if self.chatting else {"text": sample.text})
-
-    def scores(self, sample: Sample) -> dict[str, Any] | None:
-        if not self.logprobs or sample.logprob is None or not math.isfinite(sample.logprob):
-            return None
-        if self.chatting:
-            entry = {"token": sample.text, "logprob": sample.logprob, "bytes": list(sample.text.encode()), "top_logprobs": []}
-            return {"content": [entry], "refusal": None}
-        return {"tokens": [sample.text], "token_logprobs": [sample.logprob], "top_logprobs": None, "text_offset": [0]}
-
-    def chunks(self, sample: Sample) -> list[dict[str, Any]]:
-        """What a stream says of one sample: its text, then why it ended."""
-        if not self.chatting:
-            return [self.frame("text_completion") | {"choices": [self.choice(sample)]}]
-        delta = _said(sample)
-        for i, call in enumerate(delta.get("tool_calls", [])):
-            call["index"] = i
-        frame, index = self.frame("chat.completion.chunk"), sample.index
-        said = {"index": index, "delta": delta, "logprobs": self.scores(sample), "finish_reason": None}
-        end = {"index": index, "delta": {}, "logprobs": None, "finish_reason": sample.finish, "usage": _usage(sample)}
-        return [frame | {"choices": [said]}, frame | {"choices": [end]}]
+async def answered(http: HttpRequest, lm: LM, asked: Asked) -> Response:
+    """The model's own samples."""
+    if asked.stream:
+        return await streamed(http, _chunks(lm, asked))
+    samples = await unless_gone(http, _collected(lm, asked))
+    return Response(status_code=499) if samples is None else JSONResponse(asked.whole(samples))
 
 
-async def _answer(http: HttpRequest, job: _Job) -> Response:
-    if job.stream:
-        samples = job.samples()
-        first = await anext(samples)  # a refusal comes before the stream has begun, as an error of its own
-        return StreamingResponse(_events(job, first, samples), media_type="text/event-stream")
-    work = asyncio.ensure_future(_collect(job))
+async def unless_gone(http: HttpRequest, work: Coroutine[Any, Any, T]) -> T | None:
+    """What the work gives; None when the client leaves before, which cancels it."""
+    task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(http.receive())  # the body is read, so all that can come is the client's leaving
     try:
-        await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not work.done():
-            return Response(status_code=499)
-        return JSONResponse(job.whole(work.result()))
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        return task.result() if task.done() else None
     finally:
-        for task in (work, gone):
-            task.cancel()
-        await asyncio.gather(work, gone, return_exceptions=True)
+        for each in (task, gone):
+            each.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
 
 
-async def _collect(job: _Job) -> list[Sample]:
-    return [sample async for sample in job.samples()]
+async def streamed(http: HttpRequest, chunks: AsyncGenerator[dict[str, Any]]) -> Response:
+    """The chunks as server-sent events; a failure before the first of them, such as a refusal, is an error of its own."""
+
+    async def first() -> dict[str, Any]:
+        return await anext(chunks)
+
+    chunk = await unless_gone(http, first())
+    if chunk is None:
+        return Response(status_code=499)
+    return StreamingResponse(_events(chunk, chunks), media_type="text/event-stream")
 
 
-async def _events(job: _Job, first: Sample, rest: AsyncGenerator[Sample]) -> AsyncGenerator[str]:
-    seen = [first]
+async def _events(first: dict[str, Any], rest: AsyncGenerator[dict[str, Any]]) -> AsyncGenerator[str]:
     async with aclosing(rest):
+        yield _event(first)
         try:
-            for chunk in job.chunks(first):
+            async for chunk in rest:
                 yield _event(chunk)
-            async for sample in rest:
-                seen.append(sample)
-                for chunk in job.chunks(sample):
-                    yield _event(chunk)
         except Exception as error:
             log.warning("a stream broke off", exc_info=error)
-            yield _event(_error(error)[1])
+            yield _event(error_answer(error)[1])
             return
-    if job.usage_too:
-        yield _event(job.frame("chat.completion.chunk" if job.chatting else "text_completion") | {"choices": [], "usage": _usage(*seen)})
     yield "data: [DONE]\n\n"
 
 
@@ -263,139 +154,29 @@ def _event(content: dict[str, Any]) -> str:
     return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
 
 
-def _said(sample: Sample) -> dict[str, Any]:
-    said: dict[str, Any] = {"role": "assistant", "content": sample.text}
-    if sample.tool_calls:
-        said["tool_calls"] = [call.as_json() for call in sample.tool_calls]
-    return said
+async def _samples(lm: LM, asked: Asked) -> AsyncGenerator[Sample]:
+    for request in asked.requests:
+        async with aclosing(lm.sample(request)) as samples:
+            async for sample in samples:
+                yield sample
 
 
-def _usage(*samples: Sample) -> dict[str, int]:
-    tokens_in, tokens_out = sum(s.tokens_in for s in samples), sum(s.tokens_out for s in samples)
-    return {"prompt_tokens": tokens_in, "completion_tokens": tokens_out, "total_tokens": tokens_in + tokens_out}
+async def _collected(lm: LM, asked: Asked) -> list[Sample]:
+    return [sample async for sample in _samples(lm, asked)]
 
 
-class _UnknownModel(BadInput):
-    pass
+async def _chunks(lm: LM, asked: Asked) -> AsyncGenerator[dict[str, Any]]:
+    seen = []
+    async with aclosing(_samples(lm, asked)) as samples:
+        async for sample in samples:
+            seen.append(sample)
+            for chunk in asked.chunks(sample):
+                yield chunk
+    if asked.usage_too:
+        yield asked.chunk() | {"usage": usage(*seen)}
 
 
 async def _failed(http: HttpRequest, error: Exception) -> Response:
-    status, body = _error(error)
-    return JSONResponse(body, status)
-
-
-def _error(error: Exception) -> tuple[int, dict[str, Any]]:
-    """Status and body, as OpenAI's servers put it; `code` "refused" is a model that does not know this kind of prompt."""
-    message, field, kind, code = str(error), getattr(error, "field", "") or None, "invalid_request_error", None
-    if isinstance(error, HTTPException):
-        status, message = error.status_code, error.detail
-    elif isinstance(error, _UnknownModel):
-        status, code = 404, "model_not_found"
-    elif isinstance(error, BadInput):
-        status, code = 400, "refused" if isinstance(error, Refused) else None
-    else:
-        status, kind = 502 if isinstance(error, ModelError) else 500, "server_error"
-        message = message if isinstance(error, KeystepError) else "internal error"
-    return status, {"error": {"message": message, "type": kind, "param": field, "code": code}}
-
-
-async def _json(http: HttpRequest) -> dict[str, Any]:
-    try:
-        body = json.loads(await http.body())
-        json.dumps(body, ensure_ascii=False).encode()  # half a surrogate pair could be read, but never sent back
-    except (ValueError, RecursionError) as error:
-        raise BadInput(f"the body is not JSON ({error})", field="body") from None
-    if not isinstance(body, dict):
-        raise BadInput("must be a JSON object", field="body", value=body)
-    return body
-
-
-def _field(
-    body: dict[str, Any],
-    name: str,
-    kind: type | tuple[type, ...],
-    default: Any = None,
-    *,
-    low: float | None = None,
-    high: float | None = None,
-    must: bool = False,
-    within: str = "",
-) -> Any:
-    """A field of the body, checked; null and absent are the default. A bool is not taken for a number."""
-    value: Any = body.get(name)
-    if value is None:
-        if must:
-            raise BadInput("is missing", field=within + name)
-        return default
-    kinds = kind if isinstance(kind, tuple) else (kind,)
-    if type(value) not in kinds:
-        raise BadInput(f"must be {' or '.join(_WORDS[k] for k in kinds)}", field=within + name, value=value)
-    if (low is not None and not value >= low) or (high is not None and not value <= high):
-        raise BadInput(f"must be from {low:g} to {high:g}", field=within + name, value=value)
-    return value
-
-
-_WORDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", list: "a list", dict: "an object"}
-
-
-def _texts(body: dict[str, Any], name: str) -> list[str]:
-    value = _field(body, name, (str, list), must=True)
-    texts = [value] if isinstance(value, str) else value
-    if not texts or not all(isinstance(text, str) for text in texts):
-        raise BadInput("must be a text or a list of texts (token numbers are not read)", field=name, value=value)
-    if len(texts) > MOST_CHOICES:
-        raise BadInput(f"more than {MOST_CHOICES} texts at once", field=name)
-    return texts
-
-
-def _schema(body: dict[str, Any]) -> dict[str, Any] | None:
-    form = _field(body, "response_format", dict, {})
-    kind = _field(form, "type", str, "text", within="response_format.")
-    if kind == "text":
-        return None
-    if kind == "json_object":
-        return {"type": "object"}
-    if kind != "json_schema":
-        raise BadInput('must be "text", "json_object" or "json_schema"', field="response_format.type", value=kind)
-    named: dict[str, Any] = _field(form, "json_schema", dict, must=True, within="response_format.")
-    schema: dict[str, Any] = _field(named, "schema", dict, must=True, within="response_format.json_schema.")
-    return schema
-
-
-def _message(value: Any, where: str) -> Message:
-    if not isinstance(value, dict):
-        raise BadInput("must be an object", field=where, value=value)
-    within = where + "."
-    role = _field(value, "role", str, must=True, within=within)
-    if role not in ("system", "developer", "user", "assistant", "tool"):
-        raise BadInput("no such role", field=within + "role", value=role, mend="use system, user, assistant or tool")
-    content = _field(value, "content", (str, list), "", must=role != "assistant", within=within)
-    if isinstance(content, list) and not all(isinstance(part, dict) for part in content):
-        raise BadInput("must be a text or a list of content parts", field=within + "content", value=content)
-    calls = _field(value, "tool_calls", list, [], within=within)
-    return Message(
-        role="system" if role == "developer" else role,
-        content=content,
-        name=_field(value, "name", str, within=within),
-        tool_calls=tuple(_tool_call(call, f"{within}tool_calls[{i}]") for i, call in enumerate(calls)),
-        tool_call_id=_field(value, "tool_call_id", str, within=within),
-    )
-
-
-def _tool_call(value: Any, where: str) -> ToolCall:
-    if not isinstance(value, dict):
-        raise BadInput("must be an object", field=where, value=value)
-    within = f"{where}.function."
-    function = _field(value, "function", dict, must=True, within=f"{where}.")
-    return ToolCall(
-        id=_field(value, "id", str, "", within=f"{where}."),
-        name=_field(function, "name", str, must=True, within=within),
-        arguments=_field(function, "arguments", str, "{}", within=within),
-    )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
+    status, body = error_answer(error)
+    final = {"x-should-retry": "false"} if status in (422, 502) else None  # the model was tried often enough; clients heed this
+    return JSONResponse(body, status, final)

@@ -11,6 +11,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from keystep.errors import MissingExtra
+
 
 class Reproduction(BaseModel):
     """What a reproduction reports. `ratio` compares ours with the baseline as the claim does; `held` says whether direction and rough
@@ -35,3 +37,17 @@ class Reproduction(BaseModel):
 
 def machine() -> str:
     return f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+
+
+def torch_for(seed: int) -> None:
+    """torch seeded, and on one thread.
+
+    Raises:
+        MissingExtra: it is not installed.
+    """
+    try:
+        import torch
+    except ImportError:
+        raise MissingExtra("training a small model", "local") from None
+    torch.set_num_threads(1)
+    torch.manual_seed(seed)

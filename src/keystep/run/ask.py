@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from keystep.errors import Undecided
 from keystep.lm.base import LM, Prompt, Request, Sample, as_finished
@@ -22,6 +22,9 @@ from keystep.run.flags import Flag, RedFlag
 from keystep.run.journal import dumps
 from keystep.run.vote import AheadBy, Rule
 from keystep.trace import StepTrace, Vote
+
+if TYPE_CHECKING:
+    from keystep.run.tracing import RunSpans
 
 Parse = Callable[[str], Any]
 Key = Callable[[Any], Any]
@@ -44,7 +47,7 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Asking:
-    """What an ask is done with: the model, the rule, the flags, the sampling."""
+    """What an ask is done with: the model, the rule, the flags, the sampling, and where its spans go."""
 
     lm: LM
     rule: Rule = field(default_factory=AheadBy)
@@ -52,6 +55,7 @@ class Asking:
     sampling: Sampling = field(default_factory=Sampling)
     seed: int = 0
     budget: Budget = field(default_factory=Budget)
+    spans: RunSpans | None = None
 
     def identity(self) -> dict[str, Any]:
         """What decides the answers, as JSON."""
@@ -115,6 +119,8 @@ async def ask(
         Undecided: the rule's cap is reached without a winner, or without any valid answer.
         BudgetSpent, ModelError, Refused.
     """
+    if asking.spans is not None:
+        return await asking.spans.step(asking, prompts, where, meter, parse=parse, key=key, leader=leader)
     answer = Answer(value=None, json="")
     read = _Reader(asking.flags, parse, key)
     rule, counts, started = asking.rule, answer.counts, time.perf_counter()

@@ -26,6 +26,7 @@ from keystep.run.tables import MIGRATIONS, VERSION, create
 
 PATIENCE = 60.0  # seconds that a server may be away
 SCHEMA = "keystep"  # where the tables are in PostgreSQL, unless the URL has options of its own
+ERRORS = (SQLAlchemyError, UnicodeDecodeError)  # SQLite's driver raises the second where it is to tell of a damaged file
 _AWAY = ("08", "57P", "53300")  # SQLSTATEs: connection lost, server going or coming, no connection free
 
 
@@ -33,7 +34,7 @@ class Database:
     """A connection to the database at `url` (a path or a database URL; empty keeps it in memory), with the journal's tables.
 
     Attributes:
-        shown: the URL without its password, for messages.
+        shown: the path, or the URL without its password, for messages.
         remote: whether it is a server, which may go away and come back.
         in_memory: whether there is but one connection.
 
@@ -49,7 +50,7 @@ class Database:
             where = sa.make_url(url) if "://" in url else sa.URL.create("sqlite", database=url)
         except (sa.exc.ArgumentError, ValueError):
             raise BadInput("is not a database URL", field="journal", mend=_MEND) from None
-        self.shown = where.render_as_string(hide_password=True)
+        self.shown = where.render_as_string(hide_password=True) if "://" in url else url
         name = where.get_backend_name()
         self.remote, self.in_memory = name == "postgresql", False
         options: dict[str, Any] = {}
@@ -74,7 +75,7 @@ class Database:
         try:
             self._connect()
             self._migrate()
-        except SQLAlchemyError as error:
+        except ERRORS as error:
             raise self.failed(error) from None
 
     def _connect(self) -> None:
@@ -142,12 +143,12 @@ class Database:
             yield
             self.connection.exec_driver_sql("COMMIT")
         except BaseException:
-            with suppress(SQLAlchemyError):  # after some failures the database has rolled back itself
+            with suppress(*ERRORS):  # after some failures the database has rolled back itself
                 self.connection.exec_driver_sql("ROLLBACK")
             raise
         finally:
             if forced and not self.remote:
-                with suppress(SQLAlchemyError):
+                with suppress(*ERRORS):
                     self.pragma("synchronous=NORMAL")
 
     def now(self) -> float:
@@ -156,7 +157,7 @@ class Database:
             return time.time()
         return float(self.connection.exec_driver_sql("SELECT extract(epoch FROM clock_timestamp())").scalar_one())
 
-    def is_away(self, error: SQLAlchemyError) -> bool:
+    def is_away(self, error: Exception) -> bool:
         """Whether `error` means that the server could not be reached, so that it is worth trying again."""
         if not self.remote or not isinstance(error, DBAPIError):
             return False
@@ -171,7 +172,7 @@ class Database:
         """
         until, pause = time.monotonic() + PATIENCE, 0.02
         while True:
-            with suppress(SQLAlchemyError):
+            with suppress(*ERRORS):
                 self.connection.invalidate()
                 self.connection.close()
             self.engine.dispose()
@@ -183,7 +184,7 @@ class Database:
             time.sleep(pause)  # nothing can go on without the journal
             pause = min(1.0, pause * 2)
 
-    def failed(self, error: SQLAlchemyError) -> JournalError:
+    def failed(self, error: Exception) -> JournalError:
         reason = " ".join(str(error.orig if isinstance(error, DBAPIError) and error.orig else error).split())
         return JournalError(
             f"the journal cannot be used: {reason}", field="journal", value=self.shown, mend="check the path, rights and free space"
@@ -195,7 +196,7 @@ class Database:
             return None
         try:
             found = str(self.pragma("quick_check(1)"))
-        except SQLAlchemyError as error:
+        except ERRORS as error:
             return self.failed(error).problem
         return None if found == "ok" else found
 
@@ -206,7 +207,7 @@ class Database:
             self.pragma("wal_checkpoint(TRUNCATE)")
 
     def close(self) -> None:
-        with suppress(SQLAlchemyError):
+        with suppress(*ERRORS):
             self.connection.close()
         self.engine.dispose()
 

@@ -15,6 +15,7 @@ import asyncio
 import json
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from pydantic import BaseModel
@@ -58,7 +59,9 @@ async def execute(ctx: Context, plan: Plan, library: SkillLibrary, inputs: Mappi
 
     async def carry(step: Step) -> None:
         if step.id not in outputs:
-            answer, skill = await _carry_out(ctx.at(step.id, step), step, candidates[step.id], _inputs(step, outputs))
+            place, spans = ctx.at(step.id, step), ctx.run.asking.spans
+            with nullcontext() if spans is None else spans.within(place.path, step.skill):
+                answer, skill = await _carry_out(place, step, candidates[step.id], _inputs(step, outputs))
             ctx.put(numbers[step.id], answer, name=step.id, skill=skill)
             outputs[step.id] = answer.value
         sorter.done(step.id)

@@ -149,6 +149,37 @@ class Forecast(_Model):
 
 
 @dataclass(frozen=True, slots=True)
+class Beside:
+    """A figure that was forecast (`value`, with the ends of its interval) and what came: a number, or for "right" the verdict, None where
+    nobody could check. `within` is whether a number lies in the interval."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    came: float | bool | None
+    within: bool | None
+
+
+def sure(probability: float) -> str:
+    """As text; never rounded to certainty."""
+    return f"{probability:.5f}" if probability < 0.999995 else "> 0.99999"
+
+
+def beside(forecast: Mapping[str, Any], came: Mapping[str, Any]) -> list[Beside]:
+    """A forecast, as it was kept with its run, beside an outcome's figures; without cost where nothing had a price."""
+    pairs = [("right", "success", "correct"), ("samples", "calls", "samples")]
+    pairs += [(name.replace("_", " "), name, name) for name in ("tokens_in", "tokens_out", "cost", "seconds")]
+    found: list[Beside] = []
+    for name, key, figure in pairs:
+        each, value = forecast[key], came[figure]
+        if name != "cost" or each["high"]:
+            within = None if name == "right" else each["low"] <= value <= each["high"]
+            found.append(Beside(name, each["value"], each["low"], each["high"], value, within))
+    return found
+
+
+@dataclass(frozen=True, slots=True)
 class Labelled:
     """A step with its right answer; `name` addresses it."""
 

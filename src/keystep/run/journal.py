@@ -31,10 +31,9 @@ from typing import Any, NoReturn, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
-from sqlalchemy.exc import SQLAlchemyError
 
 from keystep.errors import BadInput, Busy, JournalError, KeystepError
-from keystep.run.database import Database
+from keystep.run.database import ERRORS, Database
 from keystep.run.faults import point
 from keystep.run.tables import intents, rows, runs, samples, scopes, steps, undecided
 
@@ -132,10 +131,10 @@ class Journal:
         while True:
             try:
                 return work()
-            except SQLAlchemyError as error:
+            except ERRORS as error:
                 self._mend(error)
 
-    def _mend(self, error: SQLAlchemyError) -> None:
+    def _mend(self, error: Exception) -> None:
         """Connect again where the server went away, with every step that it may have forgotten; anything else is raised."""
         while True:
             if not self.database.is_away(error):
@@ -148,11 +147,17 @@ class Journal:
                         for table, lost in _by_table(self._unsure):
                             self.database.run(postgresql.insert(table).on_conflict_do_nothing(), lost)
                 return
-            except SQLAlchemyError as again:
+            except ERRORS as again:
                 error = again
 
-    def _run(self, statement: sa.Executable) -> sa.CursorResult[Any]:
-        return self._do(lambda: self.database.run(statement))
+    def _run(self, statement: sa.Executable) -> sa.Result[Any]:
+        """What a statement finds, read whole."""
+
+        def work() -> sa.Result[Any]:
+            result = self.database.run(statement)
+            return result.freeze()() if result.returns_rows else result
+
+        return self._do(work)
 
     def _write(self, work: Callable[[], T], *, force: bool = False) -> T:
         """Do `work` in a transaction that only the holder of the run can commit.
@@ -216,6 +221,11 @@ class Journal:
     def all_runs(self) -> list[dict[str, Any]]:
         """All runs, newest first."""
         return [_read(row) for row in self._run(sa.select(runs).order_by(runs.c.started.desc(), runs.c.id)).mappings()]
+
+    def chunks(self, id: str) -> list[str]:
+        """The runs that have the chunks of a run on a cluster (`keystep.run.cluster`), in order."""
+        query = sa.select(runs.c.id).where(runs.c.spec == dumps({"chunk_of": id})).order_by(runs.c.id)
+        return list(self._run(query).scalars())
 
     def widen(self, id: str, identity: Any) -> None:
         """Store the identity of a run that goes on to more work."""
@@ -309,6 +319,25 @@ class Journal:
             raise JournalError("where the run stands is damaged", field="journal", value=self.url, mend=DAMAGED)
         return found.id, found.at, None if found.state is None else json.loads(found.state)
 
+    def places(self, run: str) -> dict[str, int]:
+        """The scopes of a run by their paths."""
+        return {found.path: found.id for found in self._run(sa.select(scopes.c.path, scopes.c.id).where(scopes.c.run == run))}
+
+    def procedures(self, run: str, path: str) -> list[int]:
+        """The scope of the procedure at `path`, or those of the procedures that it was taken apart into, in the order of its plan."""
+        places = self.places(run)
+
+        def below(path: str) -> Iterator[int]:
+            first = next(self.rows(places[path]), None)
+            if first is None or first.name is None:  # no plan's
+                yield places[path]
+                return
+            for row in list(self.rows(places[path])):
+                if (part := f"{path}/{row.name}/{row.skill}/0") in places:
+                    yield from below(part)
+
+        return list(below(path))
+
     def put(
         self, scope: int, seq: int, row: Sequence[Any], kept: Sequence[Sequence[Any]] = (), stands: Any = None, *, later: bool = False
     ) -> int:
@@ -351,7 +380,7 @@ class Journal:
         point("before-write")
         try:
             self._append(self._waiting)
-        except SQLAlchemyError as error:
+        except ERRORS as error:
             if self.database.is_away(error):
                 self._unsure += self._waiting
             try:
@@ -440,25 +469,28 @@ class Journal:
             since = found[-1].seq + 1
 
     def select(self, statement: sa.Select[Any]) -> Iterator[sa.Row[Any]]:
-        """The rows of a query over `keystep.run.tables`, read as they are asked for, on a connection of its own."""
+        """What a statement of one's own over `keystep.run.tables` finds, read as it is asked for, from whichever thread.
+
+        On a connection of its own, so that long reading does not stand in the way of writing; memory has only one.
+        """
         if self.database.in_memory:
             yield from self._run(statement).all()
             return
         try:
             with self.database.engine.connect() as reader:
                 yield from reader.execution_options(yield_per=PAGE).execute(statement)
-        except SQLAlchemyError as error:
+        except ERRORS as error:
             raise self.database.failed(error) from None
 
     def count(self, scope: int) -> int:
         """How many steps of a scope are journaled."""
         return int(self._run(sa.select(sa.func.count()).where(steps.c.scope == scope)).scalar_one())
 
-    def totals(self, run: str) -> dict[str, float]:
-        """Sums over all journaled steps: steps, sampled (those that were), samples, flagged, tokens_in, tokens_out, cost."""
-        summed = (rows.c.run == run, rows.c.status.in_(("finished", "failed")))
+    def totals(self, *ids: str) -> dict[str, float]:
+        """Sums over all journaled steps of runs: steps, sampled (those that were), samples, flagged, tokens_in, tokens_out, cost."""
+        summed = (rows.c.run.in_(ids), rows.c.status.in_(("finished", "failed")))
         ended = self._run(sa.select(*(sa.func.coalesce(sa.func.sum(rows.c[name]), 0).label(name) for name in SUMS)).where(*summed))
-        rest = _sums().join(scopes, steps.c.scope == scopes.c.id).where(scopes.c.run == run)
+        rest = _sums().join(scopes, steps.c.scope == scopes.c.id).where(scopes.c.run.in_(ids))
         rest = rest.where(scopes.c.id.not_in(sa.select(rows.c.scope).where(*summed)))
         other = self._run(rest).mappings().one()
         return {name: _plain(name, value) + _plain(name, other[name]) for name, value in ended.mappings().one().items()}
@@ -520,9 +552,9 @@ class Journal:
         """`totals` over the steps of one scope."""
         return {name: _plain(name, value) for name, value in self._run(_sums().where(steps.c.scope == scope)).mappings().one().items()}
 
-    def row_verdicts(self, run: str) -> dict[bool | None, int]:
-        """How many finished rows are right (True), wrong (False), or could not be checked (None)."""
-        query = sa.select(rows.c.correct, sa.func.count().label("n")).where(rows.c.run == run, rows.c.status == "finished")
+    def row_verdicts(self, *ids: str) -> dict[bool | None, int]:
+        """How many finished rows of runs are right (True), wrong (False), or could not be checked (None)."""
+        query = sa.select(rows.c.correct, sa.func.count().label("n")).where(rows.c.run.in_(ids), rows.c.status == "finished")
         return {None if found.correct is None else bool(found.correct): found.n for found in self._run(query.group_by(rows.c.correct))}
 
     def row_lines(self, run: str, status: str, *, crashes: int = 0, limit: int | None = None) -> Iterator[str]:
@@ -660,7 +692,10 @@ def _sums() -> sa.Select[Any]:
 
 
 def _read(row: Mapping[Any, Any]) -> dict[str, Any]:
-    return {**row, **{name: json.loads(row[name]) for name in ("spec", "identity", "result") if row[name] is not None}}
+    try:
+        return {**row, **{name: json.loads(row[name]) for name in ("spec", "identity", "result") if row[name] is not None}}
+    except (ValueError, TypeError):
+        raise JournalError("the journal is damaged: a run cannot be read", field="run", value=row["id"], mend=DAMAGED) from None
 
 
 def _plain(name: str, value: Any) -> Any:

@@ -17,8 +17,9 @@ import asyncio
 import json
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from hashlib import blake2b
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -66,6 +67,7 @@ class Many:
             A resume writes it anew from the journal, which is the truth.
         concurrency: how many rows are under way at once.
         max_crashes: a row is set aside when it has crashed so often at one step.
+        since: the number of the first row, where these are a part of a longer table (`keystep.run.cluster`).
 
     While it is executed `finished`, `failed` and `set_aside` count rows, and the run's `expected` is the steps of all, where known.
     `first` is the procedure of row 0.
@@ -76,12 +78,12 @@ class Many:
 
     def __init__(
         self, build: Build, rows: Sequence[Mapping[str, Any]], *, results: str | Path | None = None, concurrency: int = 64,
-        max_crashes: int = 3,
+        max_crashes: int = 3, since: int = 0,
     ) -> None:  # fmt: skip
         for name, number in (("concurrency", concurrency), ("max_crashes", max_crashes)):
             if number < 1:
                 raise BadInput("is at least 1", field=name, value=number)
-        self.build, self.rows, self.concurrency, self.max_crashes = build, rows, concurrency, max_crashes
+        self.build, self.rows, self.concurrency, self.max_crashes, self.since = build, rows, concurrency, max_crashes, since
         self.results = None if results is None else Path(results)
         self.total, self.finished, self.failed, self.set_aside = len(rows), 0, 0, 0
         self.first, self._steps = _checked(build, rows)
@@ -97,15 +99,11 @@ class Many:
             ChangedWork: the run was begun with other rows, another procedure, models or sampling.
             BudgetSpent, ModelError, Busy, JournalError: all rows had to stop; a resume goes on.
         """
-        if self.results is not None and not run.journal.run(run.id, missing_ok=True):
-            _check_new(self.results)
-        inputs = blake2b(dumps([dict(row) for row in self.rows], "rows").encode(), digest_size=16).hexdigest()
-        work = {"name": self.first.name, "procedure": self.first.identity(), "sampling": dict(self.first.sampling), "inputs": inputs}
-        run._begin({"rows": work})
-        run.expected, run.sharing, self._stop = self._steps, True, None
+        self._begin(run, {})
+        run.sharing = True
         try:
             together, alone = self._take_up(run)
-            self._mend_results(run)
+            self._mend_results(run, crashes=self.max_crashes)  # the others are tried again
             await self._carry_out(run, together, self.concurrency)
             await self._carry_out(run, alone, 1)
             if self._stop is not None:
@@ -118,17 +116,34 @@ class Many:
             raise
         finally:
             run.sharing = False
-            if self._lines is not None:
-                self._lines.close()
-                self._lines = None
-        counts = [f"{n} {what}" for n, what in ((self.failed, "failed"), (self.set_aside, "set aside")) if n]
-        why = f"of {self.total} rows {' and '.join(counts)}" if counts else None
-        run._end("stopped" if counts else "finished", why=why, result=outcome.model_dump(mode="json"))
-        return outcome
+            self._close_results()
+        return self._finish(run, outcome)
 
     def execute_sync(self, run: Run) -> ManyOutcome:
         """`execute` for scripts and notebooks."""
         return run_sync(self.execute(run))
+
+    def failures(self, run: Run, limit: int | None = None) -> Iterator[str]:
+        """The result lines of the rows that failed, in order."""
+        return islice(chain.from_iterable(run.journal.row_lines(id, "failed", limit=limit) for id in self._runs(run)), limit)
+
+    def _runs(self, run: Run) -> list[str]:
+        """The journal's runs that have the rows, in their order."""
+        return [run.id]
+
+    def _begin(self, run: Run, more: Mapping[str, Any]) -> None:
+        if self.results is not None and not run.journal.run(run.id, missing_ok=True):
+            _check_new(self.results)
+        inputs = blake2b(dumps([dict(row) for row in self.rows], "rows").encode(), digest_size=16).hexdigest()
+        work = {"name": self.first.name, "procedure": self.first.identity(), "sampling": dict(self.first.sampling), "inputs": inputs}
+        run._begin({"rows": work | dict(more)})
+        run.expected, self._stop = self._steps, None
+
+    def _finish(self, run: Run, outcome: ManyOutcome) -> ManyOutcome:
+        counts = [f"{n} {what}" for n, what in ((self.failed, "failed"), (self.set_aside, "set aside")) if n]
+        why = f"of {self.total} rows {' and '.join(counts)}" if counts else None
+        run._end("stopped" if counts else "finished", why=why, result=outcome.model_dump(mode="json"))
+        return outcome
 
     def _take_up(self, run: Run) -> tuple[list[int], list[int]]:
         """The rows that are left: those that may run side by side, tried ones last, and those that must run alone."""
@@ -138,7 +153,7 @@ class Many:
         together: list[int] = []
         again: list[int] = []
         alone: list[int] = []
-        for number in range(self.total):
+        for number in range(self.since, self.since + self.total):
             status, crashes, at, scope = known.get(number, ("new", 0, -1, 0))
             if status == "running":  # when its process died: nobody holds the run but this one
                 status, steps = "died", journal.count(scope)
@@ -159,21 +174,27 @@ class Many:
                 together.append(number)
         return together + again, alone
 
-    def _mend_results(self, run: Run) -> None:
-        """Write the results file as the journal has it, without the rows that are tried again, and open it for more."""
+    def _mend_results(self, run: Run, *, crashes: int) -> None:
+        """Write the results file as the journal has it, failed rows that crashed at least so often, and open it for more."""
         if self.results is None:
             return
-        journal, id, new = run.journal, run.id, self.results.with_name(f"{self.results.name}.new")
+        journal, new = run.journal, self.results.with_name(f"{self.results.name}.new")
         try:
             with new.open("wb") as lines:
-                for line in journal.row_lines(id, "finished"):
-                    lines.write(f"{line}\n".encode())
-                for line in journal.row_lines(id, "failed", crashes=self.max_crashes):
-                    lines.write(f"{line}\n".encode())
+                for id in self._runs(run):
+                    for line in journal.row_lines(id, "finished"):
+                        lines.write(f"{line}\n".encode())
+                    for line in journal.row_lines(id, "failed", crashes=crashes):
+                        lines.write(f"{line}\n".encode())
             new.replace(self.results)
             self._lines = self.results.open("ab", buffering=0)
         except OSError as error:
             raise _unwritable(self.results, error) from None
+
+    def _close_results(self) -> None:
+        if self._lines is not None:
+            self._lines.close()
+            self._lines = None
 
     async def _carry_out(self, run: Run, numbers: list[int], side_by_side: int) -> None:
         waiting = iter(numbers)
@@ -196,7 +217,7 @@ class Many:
         journal, path = run.journal, f"row{number}"
         scope = journal.begin_row(run.id, number, path)
         try:
-            procedure = self.build(self.rows[number])
+            procedure = self.build(self.rows[number - self.since])
             result = await Context(run, path).carry_out(procedure, None, None)
             dumps(result, "result").encode()
             wrong = None if procedure.check is None else procedure.check(row.answer for row in journal.rows(scope))
@@ -260,7 +281,8 @@ class Many:
                 raise _unwritable(self.results, failed) from None
 
     def _outcome(self, run: Run) -> ManyOutcome:
-        spent, verdicts = run.journal.totals(run.id), run.journal.row_verdicts(run.id)
+        ids = self._runs(run)
+        spent, verdicts = run.journal.totals(*ids), run.journal.row_verdicts(*ids)
         wrong = verdicts.get(False, 0)
         all_right = verdicts.get(True, 0) == self.total
         rows = Rows(total=self.total, finished=self.finished, wrong=wrong, failed=self.failed, set_aside=self.set_aside)

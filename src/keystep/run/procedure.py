@@ -11,8 +11,10 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from keystep.lm.base import Prompt
+from keystep.plan import Plan
 from keystep.run.ask import Asking, Sampling, plain
 from keystep.run.flags import RedFlag
+from keystep.skill import SkillLibrary
 
 
 class Procedure(ABC):
@@ -60,6 +62,14 @@ class Procedure(ABC):
     @abstractmethod
     def done(self, state: Any) -> bool:
         """Whether the procedure has reached its end."""
+
+    def apart(self) -> tuple[Plan, SkillLibrary] | None:
+        """The procedure as a plan of procedures that may run side by side, and the skills for it; None where it is one chain of steps.
+
+        `Run.execute` carries out the plan in its place. All steps of its procedures, in the order in which the plans list them, are the
+        steps that `check` gets.
+        """
+        return None
 
     def key(self, answer: Any) -> Any:
         """What of the answer the vote goes by."""

@@ -25,6 +25,7 @@ from keystep.lm.base import Message, Prompt
 from keystep.run.flags import Flag, Mismatch, RedFlag, TooLong, Unsure
 from keystep.run.journal import dumps
 from keystep.run.procedure import Procedure
+from keystep.run.reading import by_schema, json_value
 from keystep.run.records import KINDS, records
 from keystep.run.templates import check_syntax, evaluate, render
 from keystep.run.yaml_text import Document
@@ -375,7 +376,14 @@ def reader(form: AnswerForm) -> Callable[[str], Any]:
         value = form.model_dump(by_alias=True, exclude_defaults=True)
         raise BadInput("is either a regex or a schema", field="answer", value=value, mend="write {regex: …} or {schema: …}")
     if form.schema_ is not None:
-        return _by_schema(form.schema_)
+        check = by_schema(form.schema_, "answer.schema")
+
+        def read_json(text: str) -> Any:
+            value = json_value(text)
+            check(value)
+            return value
+
+        return read_json
     pattern = _regex(form.regex or "", "answer.regex")
     groups = sorted(pattern.groupindex)
     if pattern.groups > 1 and not groups:
@@ -404,7 +412,7 @@ def _typed(text: str | None, kind: Type) -> Any:
     if text is None or kind == "str":
         return text
     if kind == "json":
-        return _json(text)
+        return json_value(text)
     try:
         value = int(text) if kind == "int" else float(text)
     except ValueError:
@@ -412,44 +420,6 @@ def _typed(text: str | None, kind: Type) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         raise Flag("not finite")
     return value
-
-
-def _by_schema(schema: dict[str, Any]) -> Callable[[str], Any]:
-    from jsonschema import exceptions, validators
-    from referencing import Registry
-    from referencing.exceptions import Unresolvable
-
-    kind = validators.validator_for(schema, default=validators.Draft202012Validator)
-    try:
-        kind.check_schema(schema)
-    except exceptions.SchemaError as error:
-        where = ".".join(("answer.schema", *map(str, error.path)))
-        raise BadInput(f"is not a JSON schema: {error.message}", field=where, value=error.instance, mend="see json-schema.org") from None
-    except (RecursionError, TypeError, re.error) as error:
-        raise BadInput(f"is not a JSON schema: {error}", field="answer.schema", value=schema, mend="see json-schema.org") from None
-    validator = kind(schema, registry=Registry())  # nothing is fetched
-
-    def read(text: str) -> Any:
-        value = _json(text)
-        try:
-            error = next(validator.iter_errors(value), None)
-        except (Unresolvable, re.error, RecursionError) as error:
-            raise BadInput(f"cannot be applied: {error}", field="answer.schema", value=schema, mend="mend its $ref or pattern") from None
-        if error is not None:
-            raise Flag(f"not by the schema: {error.message[:100]}")
-        return value
-
-    return read
-
-
-def _json(text: str) -> Any:
-    """JSON, keys sorted as they come back from a journal."""
-    try:
-        canonical = json.dumps(json.loads(text), sort_keys=True, allow_nan=False, ensure_ascii=False)
-        canonical.encode()  # no half characters
-        return json.loads(canonical)
-    except (ValueError, RecursionError):
-        raise Flag("not JSON") from None
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 from pydantic_core import to_jsonable_python
@@ -33,6 +33,9 @@ from keystep.run.procedure import Procedure, adapted
 from keystep.run.vote import AheadBy, Rule
 from keystep.skill import SkillLibrary
 from keystep.task import Task
+
+if TYPE_CHECKING:
+    from keystep.run.tracing import Tracing
 
 Effect = Callable[[str], Awaitable[Any]]
 
@@ -81,6 +84,7 @@ class Run:
         speculate: start a step on the leading answer while the vote before it closes. Results do not change, waiting gets shorter, and
             some samples may be drawn for nothing.
         spec: how to build this work again, as JSON (kept for `keystep resume`).
+        tracing: OpenTelemetry spans of the run, its steps and its calls (`keystep.run.tracing.Tracing`); None makes none.
 
     Raises:
         BadInput: a setting out of range.
@@ -101,6 +105,7 @@ class Run:
         keep_samples: bool = False,
         speculate: bool = False,
         spec: Any = None,
+        tracing: Tracing | None = None,
     ) -> None:
         rule = AheadBy() if vote is None else vote
         self.asking = Asking(lm, rule, tuple(flags), sampling or Sampling(), seed, budget or Budget())
@@ -108,6 +113,8 @@ class Run:
             warnings.warn("at temperature 0 one model gives the same vote every time: more than one buys nothing", stacklevel=2)
         self.journal = journal if isinstance(journal, Journal) else Journal(journal)
         self.id = id or f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+        if tracing is not None:
+            self.asking = replace(self.asking, spans=tracing.of(self.id))
         self.keep_samples, self.speculate, self.spec = keep_samples, speculate, spec
         self.meter = Meter()
         self.expected: int | None = None  # steps of the work under way, where known
@@ -134,12 +141,16 @@ class Run:
         """
         place = self._begun(lambda: _identity(work, library, inputs))
         self.expected = work.total() if isinstance(work, Procedure) else None
+        apart = work.apart() if isinstance(work, Procedure) else None
+        self.sharing = apart is not None
         try:
-            result = await place.carry_out(work, library, inputs)
+            result = await (place.carry_out(work, library, inputs) if apart is None else place.carry_out(*apart, None))
             outcome = self._outcome(place.path, work, result)
         except BaseException as error:
             self._stop(error)
             raise
+        finally:
+            self.sharing = False
         self._end("finished", result=outcome.model_dump(mode="json"))
         return outcome
 
@@ -205,7 +216,7 @@ class Run:
         """Hold the run, and go on counting where it stopped."""
         self.journal.acquire(self.id, lambda: (self.meter.seconds, self.meter.calls, self.meter.steps))
         if known:
-            spent = self.journal.totals(self.id)
+            spent = self.journal.totals(self.id, *self.journal.chunks(self.id))
             self.journal.verify(known, int(spent["steps"]))
             self.meter = Meter(
                 calls=max(known["calls"], int(spent["samples"])), flagged=int(spent["flagged"]), tokens_in=int(spent["tokens_in"]),
@@ -213,24 +224,30 @@ class Run:
             )  # fmt: skip
         self.meter.started = time.monotonic()
         self._open = True
+        if self.asking.spans is not None:
+            self.asking.spans.begin(self.journal.run(self.id)["name"])
 
     def _stop(self, error: BaseException) -> None:
+        if self.asking.spans is not None:
+            self.asking.spans.failed(error)
         self._end("stopped", why=str(error) if isinstance(error, KeystepError) else type(error).__name__)
 
     def _end(self, status: str, *, why: str | None = None, result: Any = None) -> None:
         if self._open:
             self.meter.seconds_before, self.meter.started, self._open = self.meter.seconds, time.monotonic(), False
+            if self.asking.spans is not None:
+                self.asking.spans.end(status, self.meter)
             self.journal.end(status, why=why, result=result)
 
     def _outcome(self, path: str, work: Plan | Procedure, result: Any) -> Outcome:
         spent = self.journal.totals(self.id)
-        scope, _, _ = self.journal.open_scope(self.id, path)
         check = work.check if isinstance(work, Procedure) else None
-        first_error = None if check is None else check(row.answer for row in self.journal.rows(scope))
+        scopes = self.journal.procedures(self.id, path) if isinstance(work, Procedure) else [self.journal.open_scope(self.id, path)[0]]
+        first_error = None if check is None else check(row.answer for scope in scopes for row in self.journal.rows(scope))
         return Outcome(
             run_id=self.id,
             procedure=work.name if isinstance(work, Procedure) else "plan",
-            steps=self.journal.count(scope),
+            steps=sum(map(self.journal.count, scopes)),
             correct=None if check is None else first_error is None,
             first_error_step=first_error,
             samples=int(spent["samples"]),

@@ -41,3 +41,18 @@ def moved(pegs: Pegs, move: Sequence[int]) -> Pegs:
     after = [list(peg) for peg in pegs]
     after[target].append(after[source].pop())
     return after
+
+
+def tower_moved(pegs: Pegs, disks: int, source: int, target: int) -> Pegs:
+    """The state after the tower of the `disks` smallest disks, on top of peg `source`, went to peg `target`."""
+    after = [list(peg) for peg in pegs]
+    after[target] += after[source][len(after[source]) - disks :]
+    del after[source][len(after[source]) - disks :]
+    return after
+
+
+def last_move(disks: int, source: int, target: int) -> list[int]:
+    """The last of the moves that take a tower from peg `source` to peg `target`: disk 1's, onto the rest of it."""
+    for _ in range(disks - 1):
+        source = 3 - source - target  # the tower of one disk less came from the third peg
+    return [1, source, target]

@@ -10,13 +10,13 @@ import random
 from itertools import product
 
 VALUES = 99
+WORDS = tuple("".join(letters) for letters in product("bdfgklmnprst", "aeiou", "bdfgklmnprst", "ae", "lnrst"))
 
 
 def dictionary(words: int, seed: int) -> dict[str, int]:
     """`words` distinct five-letter words with values uniform on [-99, 99]."""
     draw = random.Random(seed)
-    known = ["".join(letters) for letters in product("bdfgklmnprst", "aeiou", "bdfgklmnprst", "ae", "lnrst")]
-    return {word: draw.randint(-VALUES, VALUES) for word in draw.sample(known, words)}
+    return {word: draw.randint(-VALUES, VALUES) for word in draw.sample(WORDS, words)}
 
 
 def keys(words: dict[str, int], steps: int, seed: int) -> list[str]:

@@ -30,6 +30,7 @@ Ints = NDArray[np.int64]
 BLOCK = 4  # rows of one matrix product while decoding
 MOST_ROWS = 64  # rows per member that are decoded together
 MOST_PREFIXES = 512  # shared prefixes kept, over all members
+PART = 8  # prompts that are computed together: more no longer fit the processor's cache
 COMPACT = 16  # from this many rows on, a batch of which half is finished is shrunk to the rest
 
 
@@ -140,8 +141,8 @@ class Decoder:
         with np.errstate(over="ignore"):
             for which in range(group.max() + 1 if size else 0):
                 numbers = np.flatnonzero(group == which)
-                for start in range(0, len(numbers), MOST_ROWS):
-                    part = numbers[start : start + MOST_ROWS]
+                for start in range(0, len(numbers), PART):
+                    part = numbers[start : start + PART]
                     keys, values = weights.room(len(part), tokens.shape[1])
                     if shared:
                         self._fill(keys[:, 0], values[:, 0], member, tuple(prompts[part[0], :shared].tolist()))
@@ -211,8 +212,10 @@ class Decoder:
             for m, prompts in enumerate(distinct):
                 for prompt, place in prompts.items():
                     self._fill(keys[:, m, place], values[:, m, place], members[m], prompt[:shared])
-        x = _extend(weights, np.array([[prompt[shared:] for prompt in prompts] for prompts in distinct]), keys, values, shared)
-        logits: Floats = (_normed(x[:, :, -1:], weights.eps) @ weights.head)[:, :, 0]
+        tokens = np.array([[prompt[shared:] for prompt in prompts] for prompts in distinct])
+        parts = [slice(start, start + PART) for start in range(0, len(distinct[0]), PART)]
+        x = np.concatenate([_extend(weights, tokens[:, p], keys[:, :, p], values[:, :, p], shared)[:, :, -1:] for p in parts], axis=1)
+        logits: Floats = (_normed(x, weights.eps) @ weights.head)[:, :, 0]
         if len(distinct[0]) < len(grid[0]):
             place_of = [[prompts[row.prompt] for row in part] for part, prompts in zip(grid, distinct, strict=True)]
             each = np.arange(len(grid))[:, None], np.array(place_of)

@@ -14,25 +14,30 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from hashlib import blake2b
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import safe_open
 
-from keystep.errors import BadInput, Refused
+from keystep.errors import BadInput, ModelError, Refused
 from keystep.lm.base import LM, Request, Sample, as_messages, draw_key
 from keystep.lm.embedded import hanoi, ledger
 from keystep.lm.embedded.decoder import Answer, Decoder, Floats, Ints, Row
 
 WEIGHTS = Path(__file__).parent / "weights"
+if TYPE_CHECKING:
+    from concurrent.futures import ProcessPoolExecutor
+
+MANY = 16  # requests made together, from which on processes of their own are worth their start
 MODELS = {"embedded": ("hanoi", "ledger"), "embedded-large": ("hanoi-large", "ledger-large")}
 
 
@@ -73,7 +78,7 @@ class Ensemble:
     """The members trained for one skill, out of a safetensors file of `training/train.py`."""
 
     def __init__(self, path: Path) -> None:
-        self.name = path.stem
+        self.path, self.name = path, path.stem
         self.skill = SKILLS[self.name.removesuffix("-large")]
         self.digest = blake2b(path.read_bytes(), digest_size=16).hexdigest()
         with safe_open(path, framework="numpy") as file:
@@ -122,11 +127,16 @@ class _Waiting:
 class Embedded(LM):
     """`name` is one of MODELS, or one of them and a member's number (`embedded:2`), counted from 0; `ensembles` takes one's own instead.
 
+    With more than one of `processes`, requests are decoded in so many of their own as soon as `MANY` of them are made together; then it is
+    for one event loop at a time, and a script must keep its work below `if __name__ == "__main__":`.
+
     Raises:
         BadInput: no such model, none of its ensembles is installed, or no such member.
     """
 
-    def __init__(self, name: str = "embedded", *, ensembles: Sequence[Ensemble] | None = None) -> None:
+    def __init__(self, name: str = "embedded", *, ensembles: Sequence[Ensemble] | None = None, processes: int = 1) -> None:
+        if processes < 1:
+            raise BadInput("is at least 1", field="processes", value=processes)
         self.name = name
         self._base, _, number = name.partition(":")
         if ensembles is None:
@@ -144,6 +154,10 @@ class Embedded(LM):
         self.members = len(self._members)
         self._waiting: WeakKeyDictionary[asyncio.AbstractEventLoop, list[_Waiting]] = WeakKeyDictionary()
         self._lock = threading.Lock()
+        self._processes, self._busy = processes, 0
+        self._pool: ProcessPoolExecutor | None = None
+        self._pool_loop: asyncio.AbstractEventLoop | None = None  # the one that waits for the processes
+        self._held: deque[_Waiting] = deque()  # for a process that gets free
 
     def identity(self) -> Any:
         weights = {ensemble.name: ensemble.digest for ensemble in self.ensembles}
@@ -220,6 +234,13 @@ class Embedded(LM):
             return
         asked = [one for one in waiting if not one.answers.done()]
         waiting.clear()
+        if self._pool is not None or (self._processes > 1 and len(asked) >= MANY):
+            if self._pool_loop is not (loop := asyncio.get_running_loop()):
+                self._pool_loop, self._busy = loop, 0
+                self._held.clear()
+            self._held += asked
+            self._hand_out()
+            return
         try:
             with self._lock:
                 for ensemble in self.ensembles:
@@ -232,6 +253,54 @@ class Embedded(LM):
             for one in asked:
                 if not one.answers.done():
                     one.answers.set_exception(error)
+
+    def _hand_out(self) -> None:
+        """Give what is held to the processes that are free, in equal parts."""
+        from keystep.lm.embedded import cores
+
+        if self._pool is None:
+            self._pool = cores.start(self._processes)
+        while self._held and (free := self._processes - self._busy) > 0:
+            part = [self._held.popleft() for _ in range(-(-len(self._held) // free))]
+            ensemble = part[0].ensemble
+            self._held.extendleft(reversed([one for one in part if one.ensemble is not ensemble]))
+            part = [one for one in part if one.ensemble is ensemble and not one.answers.done()]
+            if not part:
+                continue
+            try:
+                work = self._pool.submit(cores.answer, ensemble.path, [row for one in part for row in one.rows])
+            except RuntimeError as error:  # a process has died
+                self._give(part, [], error)
+                continue
+            self._busy += 1
+            asyncio.wrap_future(work).add_done_callback(partial(self._deliver, part))
+
+    def _deliver(self, part: list[_Waiting], work: asyncio.Future[list[Answer]]) -> None:
+        self._busy -= 1
+        if work.cancelled():
+            self._give(part, [], None)
+        elif error := work.exception():
+            self._give(part, [], error)
+        else:
+            self._give(part, work.result(), None)
+        self._hand_out()
+
+    def _give(self, part: list[_Waiting], answers: list[Answer], error: BaseException | None) -> None:
+        """Give every one that still waits its answers, or the error where there are none."""
+        for one in part:
+            mine, answers = answers[: len(one.rows)], answers[len(one.rows) :]
+            if one.answers.done():
+                continue
+            if len(mine) == len(one.rows):
+                one.answers.set_result(mine)
+            else:
+                why = "was closed" if error is None else f"died: {error}"
+                one.answers.set_exception(ModelError(f"a decoding process {why}", field="model", value=self.name, mend="resume the run"))
+
+    async def close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool = None
 
 
 def _draws(request: Request, index: int, budget: int) -> NDArray[np.float64]:

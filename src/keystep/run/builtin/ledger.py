@@ -19,6 +19,17 @@ _VALUE = re.compile(r"^\s*value\s*=\s*([+-]?\d+)\s*$", re.IGNORECASE | re.MULTIL
 _SUM = re.compile(r"^\s*sum\s*=\s*([+-]?\d+)\s*$", re.IGNORECASE | re.MULTILINE)
 
 
+def read(text: str) -> list[int]:
+    """[value, sum] of an answer; `Flag` where it is malformed."""
+    values, sums = _VALUE.findall(text), _SUM.findall(text)
+    if len(values) != 1 or len(sums) != 1:
+        raise Flag("not one value and one sum")
+    try:
+        return [int(values[0]), int(sums[0])]
+    except ValueError:
+        raise Flag("a number of thousands of digits") from None
+
+
 @dataclass
 class Ledger(Procedure):
     """Settings: `steps`, `words` in the dictionary, `instance` (which dictionary and words). State: [step, sum]; answer: [value, sum]."""
@@ -45,13 +56,7 @@ class Ledger(Procedure):
         return render(self._values, total, self._keys[step])
 
     def parse(self, text: str, state: Any) -> Any:
-        values, sums = _VALUE.findall(text), _SUM.findall(text)
-        if len(values) != 1 or len(sums) != 1:
-            raise Flag("not one value and one sum")
-        try:
-            return [int(values[0]), int(sums[0])]
-        except ValueError:
-            raise Flag("a number of thousands of digits") from None
+        return read(text)
 
     def update(self, state: Any, answer: Any) -> Any:
         return [state[0] + 1, answer[1]]

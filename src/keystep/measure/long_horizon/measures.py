@@ -1,8 +1,4 @@
-"""Long-horizon execution: how many dependent steps a worker carries out, and why it fails in the end.
-
-The metrics and laws of "The Illusion of Diminishing Returns: Measuring Long Horizon Execution in LLMs" (Sinha, Arun, Goel, Staab, Geiping
-2025, arXiv 2509.09677), for a running sum: turn t gives K values, the worker answers S_t = S_(t-1) + their sum. Here are the formulas and
-the scoring of answers that were given; nothing here calls a model.
+"""The measures and laws of long-horizon execution; nothing here calls a model.
 
 Two evaluators of the reference differ in "step accuracy"; it is the one relative to the worker's own previous answer here.
 """
@@ -36,6 +32,16 @@ class Scores:
     step: Bools
     prefix: Bools
     invalid: Bools
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """`low` and `high` of the mean at every turn (turns,); of the horizon in steps, None where it is beyond the last turn."""
+
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+    horizon_low: int | None
+    horizon_high: int | None
 
 
 def score(values: Sequence[Sequence[int]], answers: Answers, shown: Sequence[Sequence[int]] | None = None) -> Scores:
@@ -80,6 +86,23 @@ def horizon(prefix: Bools, share: float = 0.5, per_turn: int = 1) -> int | None:
     _open("share", share)
     below = np.flatnonzero(prefix.mean(axis=0) < share)
     return int(below[0] + 1) * per_turn if len(below) else None
+
+
+def bootstrap(right: Bools, share: float = 0.5, per_turn: int = 1, draws: int = 1000, seed: int = 0) -> Interval:
+    """95% intervals over instances, drawn again with replacement: of the mean at every turn, and of `horizon`.
+
+    Raises:
+        BadInput: `share` is no share, or `draws` below 1.
+    """
+    _open("share", share)
+    count = len(right)
+    weights = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=_turns("draws", draws)) / count
+    means = weights @ right
+    below = means < share - 1e-12  # half of the instances is not fewer than half, also where it is added up from fractions
+    first = np.where(below.any(axis=1), (below.argmax(axis=1) + 1) * per_turn, np.inf)
+    low, high = float(np.quantile(first, 0.025, method="lower")), float(np.quantile(first, 0.975, method="higher"))
+    ends = np.quantile(means, (0.025, 0.975), axis=0)
+    return Interval(ends[0], ends[1], int(low) if low < np.inf else None, int(high) if high < np.inf else None)
 
 
 def horizon_law(p: float, share: float = 0.5) -> float:

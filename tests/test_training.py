@@ -1,0 +1,79 @@
+"""What trains and scans the embedded Hanoi models: its steps are the task's, its forward is the model's, its vote is the theory's."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from keystep.lm.embedded.hanoi import ARROW, decode, encode
+from keystep.run import theory
+from keystep.run.builtin import builtin
+from keystep.run.builtin.hanoi import Hanoi
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "training"))
+
+import forward
+import hanoi
+import scan
+
+
+@pytest.mark.parametrize("disks", [3, 6, 9])
+def test_the_steps_of_the_whole_task_are_those_of_the_rule(disks):
+    game = Hanoi(disks)
+    for tokens, (state, answer) in zip(hanoi.path(disks).tolist(), game.truth(), strict=True):
+        start = tokens.index(ARROW) + 1
+        assert encode(game.prompt(state)) == (tokens[:start], 0)
+        assert game.parse(decode(tokens[start:-1]), state) == answer
+    numbers = np.array([2**disks - 2, 0, 5])
+    assert (hanoi.path_steps(disks, numbers) == hanoi.path(disks)[numbers]).all()
+
+
+def test_a_pool_has_what_it_was_asked_for():
+    listed = hanoi.path_steps(7, np.array([3, 100]))
+    pool = hanoi.pool(np.random.default_rng(0), 40, 7, 0.25, listed)
+    task = {tuple(row) for row in hanoi.path(7).tolist()}
+    assert pool.shape == (40, 28)
+    assert sum(tuple(row) in task for row in pool.tolist()) >= 30
+    assert {tuple(row) for row in listed.tolist()} <= {tuple(row) for row in pool.tolist()}
+
+
+def test_the_short_forward_gives_the_models_own_logits():
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=29, hidden_size=24, intermediate_size=40, num_hidden_layers=3, num_attention_heads=3, max_position_embeddings=64,
+        tie_word_embeddings=True, use_cache=False, attn_implementation="sdpa",
+    )  # fmt: skip
+    net, tokens, start = LlamaForCausalLM(config), torch.from_numpy(hanoi.path(6)), hanoi.prompt_length(6)
+    with torch.no_grad():
+        whole = net(tokens[:, :-1]).logits[:, start - 1 :]
+    assert torch.allclose(forward.in_parts(net, tokens, start), whole, atol=1e-5)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 5])
+def test_members_that_are_alike_vote_as_the_theory_says(k):
+    p = np.array([0.75, 0.9, 0.999])
+    right, votes = scan.vote(np.tile(p, (5, 1)), k)
+    assert right == pytest.approx([theory.vote_success(q, k) for q in p], abs=1e-6)
+    assert votes == pytest.approx([theory.mean_votes(q, k) for q in p], abs=1e-4)
+    assert right[2] == pytest.approx(theory.vote_success(0.999, k), abs=1e-12)
+
+
+def test_two_members_that_are_always_wrong_do_not_outvote_three_that_are_right():
+    p = np.array([[0.0], [0.0], [1.0], [1.0], [1.0]])
+    assert scan.vote(p, 2)[0] == 0.0  # the first two agree
+    assert scan.vote(p, 3)[0] == scan.vote(p, 6)[0] == 1.0
+    assert scan.vote(p[::-1], 2)[0] == 1.0
+    assert scan.vote(np.array([[1.0], [0.0]]), 2) == (0.0, scan.CAP)  # never decided
+
+
+def test_what_is_predicted_of_a_whole_run_is_the_product_over_its_steps():
+    p = np.full((5, 100), 0.95)
+    found = scan.predicted(p)
+    assert found["by_margin"]["3"]["success"] == pytest.approx(theory.run_success(0.95, 3, 100))
+    assert found["pool"]["below_half"] == 0 and found["members_below_half_together"] == [100, 0, 0, 0, 0, 0]
+    assert builtin("hanoi", {"disks": 20}).total() == 2**20 - 1
