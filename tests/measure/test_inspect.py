@@ -37,12 +37,15 @@ class Told(Knowing):
 
 @pytest.fixture(scope="module")
 def server():
-    """The package's server, on loopback, with the embedded models and one that knows some problems of ProcBench."""
-    problems = benchmark("procbench").problems(Settings(**PROCBENCH), 0)
+    """The package's server, on loopback, with the embedded models and one that knows some problems of ProcBench and of TaskBench."""
+    known = truths(benchmark("procbench").problems(Settings(**PROCBENCH), 0), "stepwise")
+    requests = benchmark("taskbench")
+    for problem in requests.problems(requests.Settings(n=6), 0):
+        known[requests.procedure(requests.Settings(n=6), problem).prompt(0)] = json.dumps(problem)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    serving = uvicorn.Server(uvicorn.Config(app({"embedded": lm("embedded"), "told": Told(truths(problems, "stepwise"))}), port=port))
+    serving = uvicorn.Server(uvicorn.Config(app({"embedded": lm("embedded"), "told": Told(known)}), port=port))
     thread = threading.Thread(target=serving.run, daemon=True)
     thread.start()
     while not serving.started:
@@ -61,7 +64,7 @@ def evaluated(task, model, server, folder, *options):
     [log] = folder.glob("*.json")
     found = json.loads(log.read_text())
     assert found["status"] == "success", found.get("error")
-    return found, {score["name"]: score["metrics"]["mean"]["value"] for score in found["results"]["scores"]}
+    return found, {score["name"]: score["metrics"]["keystep/mean"]["value"] for score in found["results"]["scores"]}
 
 
 def test_long_horizon_on_the_embedded_models(server, tmp_path):
@@ -77,6 +80,12 @@ def test_procbench_on_a_served_model(server, tmp_path):
     found, scores = evaluated("procbench", "told", server, tmp_path, *options)
     assert found["eval"]["dataset"]["samples"] == 8
     assert scores["SM"] == scores["PA"] == scores["FM"] == 1 and scores["unreadable"] == 0
+
+
+def test_taskbench_on_a_served_model(server, tmp_path):
+    found, scores = evaluated("taskbench", "told", server, tmp_path, "-T", "n=6")
+    assert found["eval"]["dataset"]["samples"] == 6
+    assert scores["node_f1"] == scores["exact_graph"] == scores["coverage"] == 1 and scores["edit_distance"] == 0
 
 
 def test_a_setting_that_cannot_be_is_said(server, tmp_path):

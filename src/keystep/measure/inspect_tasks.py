@@ -9,6 +9,7 @@ of the benchmark, and `limit`, `seed` and `majority`; temperature and the like a
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -31,7 +32,7 @@ try:
         ModelOutput,
         get_model,
     )
-    from inspect_ai.scorer import Score, Scorer, Target, mean, scorer, stderr
+    from inspect_ai.scorer import Metric, SampleScore, Score, Scorer, Target, mean, metric, scorer, stderr
     from inspect_ai.solver import Generate, Solver, TaskState, solver
 except ImportError:
     raise MissingExtra("an Inspect AI task", "inspect") from None
@@ -78,7 +79,29 @@ def procedure(name: str, settings: dict[str, Any], seed: int, majority: int | No
     return solve
 
 
-@scorer(metrics={"*": [mean(), stderr()]})
+def _over_known(scores: list[SampleScore], of: Any) -> float:
+    """A metric over the samples that have this number at all (links, say, where a plan has some); the others hold NaN."""
+    known = [score for score in scores if not math.isnan(score.score.as_float())]
+    return float(of(known)) if known else math.nan
+
+
+@metric(name="mean")
+def mean_of_known() -> Metric:
+    def over(scores: list[SampleScore]) -> float:  # Inspect goes by the annotation
+        return _over_known(scores, mean())
+
+    return over
+
+
+@metric(name="stderr")
+def stderr_of_known() -> Metric:
+    def over(scores: list[SampleScore]) -> float:  # Inspect goes by the annotation
+        return _over_known(scores, stderr())
+
+    return over
+
+
+@scorer(metrics={"*": [mean_of_known(), stderr_of_known()]})
 def summary(name: str, settings: dict[str, Any]) -> Scorer:
     """The numbers of the benchmark's summary for one problem."""
     chosen = benchmark(name)
@@ -87,7 +110,7 @@ def summary(name: str, settings: dict[str, Any]) -> Scorer:
     async def score(state: TaskState, target: Target) -> Score:
         answers = state.store.get("answers", [])
         found = chosen.score(checked, [state.metadata["problem"]], [answers])["summary"]
-        numbers: Any = {key: float(value) for key, value in found.items() if value is not None and key != "problems"}
+        numbers: Any = {key: math.nan if value is None else float(value) for key, value in found.items() if key != "problems"}
         return Score(value=numbers, answer=json.dumps(answers))
 
     return score
