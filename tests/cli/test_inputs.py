@@ -194,7 +194,7 @@ def test_the_progress_line(use, rows, monkeypatch, capsys):
     run = job.build_run(base, job.build_lm(), Journal())
     asyncio.run(module.follow_rows(run, job.build_many(base), quiet=False))
     assert "9 of 9 rows · 27 steps" in shown.getvalue() and "0:00 left" in shown.getvalue()
-    asyncio.run(module._work(job.build_run(base, job.build_lm(), Journal()), job.build_many(base), quiet=True))
+    asyncio.run(module.follow_rows(job.build_run(base, job.build_lm(), Journal()), job.build_many(base), quiet=True))
     assert shown.getvalue().count("9 of 9 rows") == 1
 
 
