@@ -10,8 +10,9 @@ import sqlalchemy as sa
 from worker import Worker
 
 from keystep.errors import KeystepError
-from keystep.run import AheadBy, Journal, Run
+from keystep.run import AheadBy, Journal, Many, Run
 from keystep.run.builtin import Hanoi
+from keystep.run.builtin.ledger import Ledger
 
 WEIGHTS = (0.9, 0.04)
 DISKS = 4
@@ -195,3 +196,22 @@ def test_a_copy_without_its_log_has_what_was_checkpointed(tmp_path, half):
     journal = Journal(copy)
     assert journal.totals("r")["steps"] > 0
     journal.close()
+
+
+def test_the_same_run_goes_on_after_a_write_of_many_rows_failed(tmp_path):
+    """What the rows stood at in the batch that failed is forgotten with it."""
+    journal = failing(tmp_path / "a.db", 40)
+    run = run_on(journal)
+    rows = [{"steps": 4, "instance": number} for number in range(6)]
+
+    def many():
+        return Many(lambda row: Ledger(words=5, **row), rows)
+
+    with pytest.raises(KeystepError, match="disk I/O error"):
+        many().execute_sync(run)
+    outcome = many().execute_sync(run)
+    assert (outcome.rows.finished, outcome.correct, outcome.steps) == (6, True, 24)
+    for number in range(6):
+        scope, at, _ = journal.open_scope("r", f"row{number}")
+        assert [row.seq for row in journal.rows(scope)] == list(range(4)) and at <= 4
+    run.close()

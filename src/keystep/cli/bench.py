@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 from collections.abc import Mapping
 from hashlib import blake2b
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from keystep.cli.defaults import JOURNAL, MODEL, number, whole
+from keystep.cli.files import write_text
 from keystep.errors import BadInput, KeystepError, MissingExtra
 
 if TYPE_CHECKING:
@@ -138,23 +138,13 @@ def _finish(chosen: Benchmark, about: dict[str, Any], scores: dict[str, Any], ou
         pictures = []
     report = out / f"{stem}.html"
     result = {**about, **scores, "report": str(report)}
-    _write(report, page(about["benchmark"], about, scores, pictures))
-    _write(out / f"{stem}.json", json.dumps(result, indent=1) + "\n")
+    write_text(report, page(about["benchmark"], about, scores, pictures))
+    write_text(out / f"{stem}.json", json.dumps(result, indent=1) + "\n")
     if as_json:
         typer.echo(json.dumps(result))
         return
     _print(about, scores)
     typer.echo(f"report: {report}")
-
-
-def _write(file: Path, text: str) -> None:
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        half = file.with_suffix(".part")
-        half.write_text(text, "utf-8")
-        os.replace(half, file)
-    except OSError as error:
-        raise BadInput(f"cannot be written ({error.strerror})", field="--out", value=str(file), mend="name another folder") from None
 
 
 def _print(about: Mapping[str, Any], scores: Mapping[str, Any]) -> None:

@@ -174,7 +174,7 @@ async def _followed(run: Run, label: str, total: int | None, work: Coroutine[Any
 
 def _finish(about: dict[str, Any], found: dict[str, Any], out: Path, stem: str, as_json: bool) -> None:
     """Write report and figures, and print them."""
-    from keystep.cli.bench import _write
+    from keystep.cli.files import write_text
     from keystep.errors import MissingExtra
     from keystep.measure.chart import Chart, Line, svg
     from keystep.measure.page import page
@@ -195,8 +195,8 @@ def _finish(about: dict[str, Any], found: dict[str, Any], out: Path, stem: str, 
     scores = {"summary": {"chosen m": found["chosen"], **{name: best[name] for name in best if name != "m"}}, "tables": tables}
     report = out / f"{stem}.html"
     result = {**about, **found, "report": str(report)}
-    _write(report, page(f"decompose {about['task']}", about, scores, pictures))
-    _write(out / f"{stem}.json", json.dumps(result, indent=1) + "\n")
+    write_text(report, page(f"decompose {about['task']}", about, scores, pictures))
+    write_text(out / f"{stem}.json", json.dumps(result, indent=1) + "\n")
     if as_json:
         typer.echo(json.dumps(result))
         return

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import Enum
 from itertools import chain, islice
 from pathlib import Path
@@ -16,7 +14,8 @@ from typing import IO, TYPE_CHECKING, Annotated, Any
 import typer
 
 from keystep.cli.defaults import JOURNAL, number
-from keystep.errors import BadInput, JournalError, KeystepError, MissingExtra
+from keystep.cli.files import whole_file
+from keystep.errors import BadInput, JournalError, MissingExtra
 
 if TYPE_CHECKING:
     from keystep.run.journal import Journal
@@ -105,24 +104,6 @@ def _steps(store: Journal, run: str) -> Iterator[dict[str, Any]]:
 
 def _line(step: dict[str, Any]) -> str:
     return json.dumps(step, ensure_ascii=False) + "\n"
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file that is there when it is whole, or not at all."""
-    part = path.with_name(f"{path.name}.part")
-    try:
-        with part.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except (OSError, ValueError) as error:
-        if isinstance(error, KeystepError):
-            raise
-        raise BadInput(f"cannot be written ({error})", field="--out", value=str(path), mend="name another file") from None
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _write_jsonl(steps: Iterator[dict[str, Any]], file: IO[bytes]) -> int:

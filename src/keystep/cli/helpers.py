@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from keystep.cli.defaults import whole
+from keystep.cli.files import write_text
 from keystep.errors import BadInput
 
 EXAMPLE = Path(__file__).with_name("example.yaml")
@@ -62,15 +62,8 @@ def reproduce(
         module = import_module(f"keystep.reproduce.{name.replace('-', '_')}")
         found = module.main(progress=progress, **options)
     result: dict[str, Any] = found.model_dump(mode="json")
-    text = json.dumps(result, indent=2, ensure_ascii=False) + "\n"
     file = out / f"{name}.json"
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        half = file.with_suffix(".part")
-        half.write_text(text, "utf-8")
-        os.replace(half, file)
-    except OSError as error:
-        raise BadInput(f"cannot be written ({error.strerror})", field="--out", value=str(file), mend="name another folder") from None
+    write_text(file, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     if hasattr(module, "picture"):
         try:
             module.picture(found, out / f"{name}.svg")

@@ -21,7 +21,7 @@ def report(
     as_json: Annotated[bool, typer.Option("--json", help="Print what the page says as JSON; a page only with --out.")] = False,
 ) -> None:
     """Write a run, finished or not, as one HTML page that needs nothing else: outcome, votes, hard steps, flags, what it took."""
-    from keystep.cli.export import whole_file
+    from keystep.cli.files import whole_file
     from keystep.cli.job import open_journal
     from keystep.view.page import page, read
 

@@ -252,6 +252,9 @@ class Journal:
 
         self._fence = self._do(work)
         self._held, self._spent, self._failure = id, spent, None
+        # What a failed write has left is not in the journal: the run goes on from what is.
+        self._stands.clear()
+        self._unsure.clear()
         with suppress(RuntimeError):  # without a loop the first step starts the timers
             self.attend()
 
