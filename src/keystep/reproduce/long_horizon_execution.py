@@ -1,12 +1,13 @@
 """Long-horizon execution at small scale: the compounding law, self-conditioning against its Bayes reference, and its cures.
 
-Small transformers from scratch learn "previous sum, word, next sum" streams, the twenty words' values in their weights. A sum is one token,
-its residue modulo 50; as values and noise are small, the whole number nearest to the previous answer is the only one it can mean, so the
-workers answer in whole numbers and are measured by `keystep.measure.long_horizon` as any model is, through `Run`.
+Small transformers from scratch, the twenty words' values in their weights; they are workers as any model is, and measured through `Run`.
 
-For self-conditioning the streams are written by imperfect authors: half of them err in .02 of their answers, half in .3 (by 1 to 10 up or
-down). A net that predicts them has to infer the author from the history, so its own errors must become likelier with the errors it sees;
-how much so is known exactly (`author_error`).
+*Compounding.* Nets of two widths learn "sum, word, sum" streams. A sum is one token, its residue modulo 50; as values are small, the whole
+number nearest to the previous answer is the only one it can mean. Their window is the seven last turns, so that they can run for long.
+
+*Self-conditioning.* Streams are written by imperfect authors: half of them err in .02 of their answers, half in .3 (by 1 to 10 up or down).
+Here a net reads and writes an answer as its change from the one before. One that predicts the streams has to infer the author from the
+history, so its own errors must become likelier with the errors it sees; how much so is known exactly (`author_error`).
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from abc import abstractmethod
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +35,17 @@ from keystep.reproduce._nets import Batch, Batched, Net, trained
 from keystep.run import Majority, Run
 from keystep.run.vote import First, Rule
 
-MODULUS, WORDS, LIMIT, NOISE = 50, 20, 9, 10
+WORDS, LIMIT, NOISE = 20, 9, 10
+MODULUS = 50  # above twice the largest value
+CHANGES = 2 * (LIMIT + NOISE) + 1  # from one answer to the next
 WIDTHS = (32, 48)  # the second is the one that is cured
-TURNS, INSTANCES = 64, 100  # of the whole runs
+SHORT = 8  # turns of the streams that the summing nets learn from, and of what they see at once
+TURNS, INSTANCES = 300, 60  # of the whole runs
 TARGET, HISTORIES = 40, 200  # the turn asked, and histories at each rate
 RATES = (0.0, 0.25, 0.5, 0.75, 1.0)
 AUTHORS = (0.02, 0.3)
-ROWS, UPDATES, CURE_UPDATES = 16, 500, 150
+UPDATES = {"summing": 500, "imitating": 800, "cured": 200}
+ROWS = {"summing": 128, "imitating": 16, "cured": 32}
 
 # What has to be found, fixed beforehand; all of it on the mean over seeds.
 LONGER = 2.0  # the wider net's horizon over the narrower one's, at least
@@ -57,72 +64,120 @@ class Worker(Batched):
 
     def __init__(self, name: str, model: Any, words: list[str], whole: bool = True) -> None:
         super().__init__(name)
-        self.model, self.token = model, {word: MODULUS + number for number, word in enumerate(words)}
-        self.whole = whole
+        self.model, self.number, self.whole = model, {word: number for number, word in enumerate(words)}, whole
 
     def identity(self) -> Any:
         return [self.name, self.whole]
 
+    @abstractmethod
+    def tokens(self, start: int, words: list[int], sums: list[int]) -> list[int]:
+        """A history from a sum on: the words up to the one that is asked, and the sums after all but that one."""
+
+    @abstractmethod
+    def change(self, before: int, token: int) -> int:
+        """What a written token adds to the sum before it."""
+
     def answers(self, prompts: list[Prompt], temperature: float, uniform: NDArray[np.float64]) -> list[str]:
         read = [self._read(prompt) for prompt in prompts]
+        asked = [self.tokens(*history) for history in read]
         texts = [""] * len(prompts)
-        for length in {len(tokens) for tokens, _ in read}:
-            places = [place for place, (tokens, _) in enumerate(read) if len(tokens) == length]
-            chances = self.chances(np.array([read[place][0] for place in places]), temperature)
-            drawn = (chances.cumsum(axis=1) < uniform[places, None] * chances.sum(axis=1, keepdims=True)).sum(axis=1)
-            for place, residue in zip(places, drawn, strict=True):
-                before = read[place][1]
-                change = (int(residue) - before + MODULUS // 2) % MODULUS - MODULUS // 2
-                texts[place] = f"<answer>{before + change}</answer>"
+        for length in {len(tokens) for tokens in asked}:
+            places = [place for place, tokens in enumerate(asked) if len(tokens) == length]
+            reached = self._chances([asked[place] for place in places], temperature).cumsum(axis=1)
+            drawn = (reached < uniform[places, None] * reached[:, -1:]).sum(axis=1)
+            for place, token in zip(places, drawn, strict=True):
+                start, _, sums = read[place]
+                before = sums[-1] if sums else start
+                texts[place] = f"<answer>{before + self.change(before, int(token))}</answer>"
         return texts
 
-    def chances(self, tokens: NDArray[np.int64], temperature: float = 1.0) -> NDArray[np.float64]:
-        """The probability of every residue as the next sum (rows, MODULUS)."""
+    def _chances(self, asked: list[list[int]], temperature: float) -> NDArray[np.float64]:
+        """The probability of every token as the next one."""
         import torch
 
         with torch.inference_mode():
-            scores = self.model(input_ids=torch.from_numpy(tokens), logits_to_keep=1).logits[:, -1, :MODULUS].double() / temperature
+            scores = self.model(input_ids=torch.tensor(asked), logits_to_keep=1).logits[:, -1].double() / temperature
         found: NDArray[np.float64] = torch.softmax(scores, -1).numpy()
         return found
 
-    def _read(self, prompt: Prompt) -> tuple[list[int], int]:
-        """The tokens of a conversation, and the sum that the next one is added to."""
+    def _read(self, prompt: Prompt) -> tuple[int, list[int], list[int]]:
         said = [str(message.content) for message in as_messages(prompt)[1:]]
         sums = [int(re.sub(r"</?answer>", "", text)) for text in said[1::2]]
-        words = [self.token[text] for text in said[0::2]]
-        if not self.whole and sums:
-            words, start, rest = words[1:], sums[0], sums[1:]
-        else:
-            start, rest = 0, sums
-        tokens = [start % MODULUS]
-        for word, total in zip(words, [*rest, None], strict=True):
-            tokens.append(word)
-            tokens += [] if total is None else [total % MODULUS]
-        return tokens, (sums or [0])[-1]
+        words = [self.number[text] for text in said[0::2]]
+        if self.whole or not sums:
+            return 0, words, sums
+        return sums[0], words[1:], sums[1:]
 
 
-def streams(draw: np.random.Generator, values: NDArray[np.int64], turns: int, rates: tuple[float, ...]) -> tuple[Batch, NDArray[np.int64]]:
-    """Streams of authors that err at one of `rates` each, and what would have been the right answers (rows, turns)."""
-    words = draw.integers(len(values), size=(ROWS, turns))
-    wrong = draw.random((ROWS, turns)) < draw.choice(rates, size=(ROWS, 1))
-    noise = np.where(wrong, draw.integers(1, NOISE + 1, size=wrong.shape) * draw.choice((-1, 1), size=wrong.shape), 0)
-    steps = values[words] + noise
-    start = draw.integers(MODULUS, size=(ROWS, 1))
-    sums = start + steps.cumsum(axis=1)
-    tokens = np.empty((ROWS, 2 * turns + 1), np.int64)
-    tokens[:, :1], tokens[:, 1::2], tokens[:, 2::2] = start, MODULUS + words, sums % MODULUS
+class Summing(Worker):
+    """Tokens: the residues of sums, then the words."""
+
+    def tokens(self, start: int, words: list[int], sums: list[int]) -> list[int]:
+        later = [token for word, total in zip(words, sums, strict=False) for token in (MODULUS + word, total % MODULUS)]
+        return [start % MODULUS, *later, MODULUS + words[-1]]
+
+    def change(self, before: int, token: int) -> int:
+        return (token - before + MODULUS // 2) % MODULUS - MODULUS // 2 if token < MODULUS else 10 * MODULUS  # a word is no sum
+
+
+class Imitating(Worker):
+    """Tokens: the changes from one answer to the next, then the words."""
+
+    def tokens(self, start: int, words: list[int], sums: list[int]) -> list[int]:
+        changes = np.diff([start, *sums]).clip(-LIMIT - NOISE, LIMIT + NOISE) + LIMIT + NOISE
+        later = [token for word, change in zip(words, changes, strict=False) for token in (CHANGES + word, int(change))]
+        return [*later, CHANGES + words[-1]]
+
+    def change(self, before: int, token: int) -> int:
+        return token - LIMIT - NOISE if token < CHANGES else 10 * CHANGES
+
+
+def summing_batch(values: NDArray[np.int64], draw: np.random.Generator) -> Batch:
+    """True streams that begin at any sum."""
+    rows = ROWS["summing"]
+    words, start = draw.integers(WORDS, size=(rows, SHORT)), draw.integers(MODULUS, size=(rows, 1))
+    tokens = np.concatenate([start, _woven(MODULUS + words, (start + values[words].cumsum(axis=1)) % MODULUS)], 1)
     counted = np.zeros(tokens.shape, bool)
     counted[:, 2::2] = True
-    return (tokens, counted), (sums - noise) % MODULUS
-
-
-def cure(draw: np.random.Generator, values: NDArray[np.int64], turns: int) -> Batch:
-    """Streams of all kinds of authors, cut at a turn, with the right answer there as the only one that counts."""
-    (tokens, counted), right = streams(draw, values, turns, (0.0, *AUTHORS, 0.6, 1.0))
-    counted[:] = False
-    for row, turn in enumerate(draw.integers(turns, size=len(tokens))):
-        tokens[row, 2 * turn + 2], counted[row, 2 * turn + 2] = right[row, turn], True
     return tokens, counted
+
+
+def imitating_batch(values: NDArray[np.int64], draw: np.random.Generator) -> Batch:
+    """Streams of imperfect authors; every answer counts."""
+    words, changes, _ = authored(values, draw, ROWS["imitating"], AUTHORS)
+    tokens = _woven(CHANGES + words, changes + LIMIT + NOISE)
+    counted = np.zeros(tokens.shape, bool)
+    counted[:, 1::2] = True
+    return tokens, counted
+
+
+def cured_batch(values: NDArray[np.int64], draw: np.random.Generator) -> Batch:
+    """Streams of all kinds of authors; a right answer at one turn of each, drawn at random, is all that counts."""
+    words, changes, right = authored(values, draw, ROWS["cured"], (0.0, *AUTHORS, 0.6, 1.0))
+    tokens = _woven(CHANGES + words, changes + LIMIT + NOISE)
+    counted = np.zeros(tokens.shape, bool)
+    rows, turns = np.arange(len(tokens)), draw.integers(TARGET, size=len(tokens))
+    tokens[rows, 2 * turns + 1], counted[rows, 2 * turns + 1] = right[rows, turns] + LIMIT + NOISE, True
+    return tokens, counted
+
+
+def authored(
+    values: NDArray[np.int64], draw: np.random.Generator, rows: int, rates: tuple[float, ...]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """(words, changes as written, changes as they should be), each (rows, TARGET); every author errs at one of `rates`."""
+    words = draw.integers(WORDS, size=(rows, TARGET))
+    right = values[words]
+    return words, right + _noise(draw, draw.random(words.shape) < draw.choice(rates, size=(rows, 1))), right
+
+
+def _noise(draw: np.random.Generator, wrong: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """1 to NOISE up or down where something is wrong."""
+    return np.where(wrong, draw.integers(1, NOISE + 1, size=wrong.shape) * draw.choice((-1, 1), size=wrong.shape), 0)
+
+
+def _woven(first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Column by column, one of each in turn."""
+    return np.stack([first, second], 2).reshape(len(first), -1)
 
 
 def measured(worker: Worker, settings: Settings, problems: list[dict[str, Any]], rule: Rule | None = None, seed: int = 0) -> dict[str, Any]:
@@ -136,33 +191,36 @@ def measured(worker: Worker, settings: Settings, problems: list[dict[str, Any]],
 
 
 def histories(problems: list[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
-    """The problems with histories as the authors write them: an error stays in all later answers."""
+    """The problems with histories as the authors write them: an error stays in all later answers. `wrong` counts them."""
     draw = np.random.default_rng([seed, 2])
     changed = []
     for problem in problems:
         turns = len(problem["shown"])
         wrong = draw.random(turns) < (problem["error"] or 0)
-        noise = np.where(wrong, draw.integers(1, NOISE + 1, size=turns) * draw.choice((-1, 1), size=turns), 0)
-        shown = (np.array(turn_values(problem)[:turns], int) + noise).cumsum()
+        shown = (np.array(turn_values(problem)[:turns], int) + _noise(draw, wrong)).cumsum()
         changed.append({**problem, "shown": [int(total) for total in shown], "wrong": int(wrong.sum())})
     return changed
 
 
+def asked(way: str, seed: int, count: int) -> tuple[Settings, list[dict[str, Any]]]:
+    """`count` problems at each rate, all at the target turn."""
+    settings = Settings(
+        ways=[way], instances=count, size=WORDS, limit=LIMIT, data_seed=seed, drawn=TARGET, errors=list(RATES), target=TARGET
+    )
+    problems = benchmark("long-horizon-execution").problems(settings, seed)
+    return settings, histories([problem for problem in problems if problem["error"] is not None], seed)
+
+
 def conditioned(worker: Worker, way: str, seed: int, count: int, rule: Rule | None = None) -> dict[float, float]:
     """Accuracy at the target turn by rate."""
-    settings = Settings(
-        ways=[way], instances=count, size=WORDS, limit=LIMIT, data_seed=seed, drawn=TURNS, errors=list(RATES), target=TARGET
-    )
-    problems = [problem for problem in benchmark("long-horizon-execution").problems(settings, seed) if problem["error"] is not None]
-    [lines] = measured(worker, settings, histories(problems, seed), rule, seed)["tables"].values()
+    [lines] = measured(worker, *asked(way, seed, count), rule, seed)["tables"].values()
     return {line["rate"]: line["accuracy"] for line in lines}
 
 
 def bayes(seed: int, count: int) -> dict[float, float]:
     """What a perfect predictor of the authors would score on the very same histories."""
-    settings = Settings(instances=count, size=WORDS, limit=LIMIT, data_seed=seed, drawn=TURNS, errors=list(RATES), target=TARGET)
     found: dict[float, list[float]] = {rate: [] for rate in RATES}
-    for problem in histories([p for p in benchmark("long-horizon-execution").problems(settings, seed) if p["error"] is not None], seed):
+    for problem in asked("conversation", seed, count)[1]:
         found[problem["error"]].append(1 - author_error(problem["wrong"], TARGET - 1, AUTHORS))
     return {rate: float(np.mean(chances)) for rate, chances in found.items()}
 
@@ -171,38 +229,44 @@ def one_seed(seed: int, tick: Any) -> dict[str, Any]:
     """Train and measure everything for one seed: dictionary, nets, plans and draws are all its own."""
     plan = generate(size=WORDS, limit=LIMIT, instances=1, horizon=1, seed=seed)
     words, values = list(plan.dictionary), np.array(list(plan.dictionary.values()))
-    where = f"dictionary {seed}, {ROWS} rows"
 
-    def net(kind: str, turns: int, width: int, updates: int, base: Net | None = None) -> Net:
-        return Net(f"{kind}, {where}", MODULUS + WORDS, 2 * TURNS + 1, updates, seed, width=width, base=base.name if base else "")
+    def net(kind: str, width: int, base: Net | None = None) -> Net:
+        vocabulary = WORDS + (MODULUS if kind == "summing" else CHANGES)
+        about = f"{kind}, dictionary {seed}, rows {ROWS[kind]}"
+        return Net(about, vocabulary, 2 * TARGET, UPDATES[kind], seed, width=width, base=base.name if base else "")
 
-    settings = Settings(instances=INSTANCES, horizon=TURNS, size=WORDS, limit=LIMIT, data_seed=seed, drawn=TURNS)
+    settings = Settings(
+        ways=[f"window-{SHORT - 1}"], instances=INSTANCES, horizon=TURNS, size=WORDS, limit=LIMIT, data_seed=seed, drawn=TURNS
+    )
     problems = benchmark("long-horizon-execution").problems(settings, seed)
     found: dict[str, Any] = {"seed": seed, "whole runs": {}, "imitating": {}}
     for width in WIDTHS:
-        model = trained(net("true streams", TURNS, width, UPDATES), lambda draw: streams(draw, values, TURNS, (0.0,))[0], tick=tick)
-        scores = measured(Worker(f"width {width}", model, words), settings, problems, seed=seed)
+        model = trained(net("summing", width), partial(summing_batch, values), tick=tick)
+        scores = measured(Summing(f"summing, width {width}", model, words, whole=False), settings, problems, seed=seed)
         [about] = scores["tables"]["By way"]
         curve = [row["prefix accuracy"] for row in scores["tables"]["By turn"]]
         keys = ("first turn", "turn accuracy", "H 0.5", "H 0.5 interval", "slope of turn accuracy per 100 turns", "slope interval")
         found["whole runs"][width] = {key: about[key] for key in keys} | {"prefix": curve}
     for width in WIDTHS:
-        shape = net("authors", TARGET, width, UPDATES)
-        model = trained(shape, lambda draw: streams(draw, values, TARGET, AUTHORS)[0], tick=tick)
-        found["imitating"][width] = conditioned(Worker(f"authors, width {width}", model, words), "conversation", seed, HISTORIES)
-    width = WIDTHS[-1]
+        shape = net("imitating", width)
+        model = trained(shape, partial(imitating_batch, values), tick=tick)
+        found["imitating"][width] = conditioned(Imitating(f"imitating, width {width}", model, words), "conversation", seed, HISTORIES)
     found["bayes"] = bayes(seed, HISTORIES)
-    found["window-1"] = conditioned(Worker("authors, window", model, words, whole=False), "window-1", seed, HISTORIES)
-    found["vote of 5"] = conditioned(Worker("authors, voted", model, words), "conversation", seed, HISTORIES // 3, Majority(5))
-    cured = trained(net("cure", TARGET, width, CURE_UPDATES, shape), lambda draw: cure(draw, values, TARGET), base=model, tick=tick)
-    found["cured"] = conditioned(Worker("cured", cured, words), "conversation", seed, HISTORIES)
+    found["window-1"] = conditioned(Imitating("imitating, windowed", model, words, whole=False), "window-1", seed, HISTORIES)
+    found["vote of 5"] = conditioned(Imitating("imitating, voted", model, words), "conversation", seed, HISTORIES // 2, Majority(5))
+    cured = trained(net("cured", WIDTHS[-1], shape), partial(cured_batch, values), base=model, tick=tick)
+    found["cured"] = conditioned(Imitating("cured", cured, words), "conversation", seed, HISTORIES)
     return found
 
 
 def main(seeds: int = 3, progress: Progress | None = None) -> Reproduction:
     """Run the whole reproduction."""
     began, cpu = time.perf_counter(), time.process_time()
-    bar = progress.add_task("updates", total=seeds * (2 * len(WIDTHS) * UPDATES + CURE_UPDATES)) if progress else None
+    bar = (
+        progress.add_task("updates", total=seeds * (len(WIDTHS) * (UPDATES["summing"] + UPDATES["imitating"]) + UPDATES["cured"]))
+        if progress
+        else None
+    )
 
     def tick() -> None:
         if progress and bar is not None:
@@ -240,9 +304,9 @@ def main(seeds: int = 3, progress: Progress | None = None) -> Reproduction:
         claim="Small differences in single-step accuracy become multiples of horizon; beyond compounding, a model's own past errors make "
         "further ones likelier (self-conditioning), at every size; sequential correction cures it, and so does not showing the history.",
         setting={
-            "task": f"{WORDS} words worth -{LIMIT} to {LIMIT}, sums modulo {MODULUS}; whole runs of {TURNS} turns, {INSTANCES} instances; "
+            "task": f"{WORDS} words worth -{LIMIT} to {LIMIT}; {INSTANCES} whole runs of {TURNS} turns in a window of {SHORT - 1}; "
             f"histories of {TARGET - 1} answers, {HISTORIES} at each rate",
-            "nets": f"Llama, 2 layers, 2 heads, widths {list(WIDTHS)}, {UPDATES} updates of {ROWS} streams; cure: {CURE_UPDATES} more",
+            "nets": f"Llama, 2 layers, 2 heads, widths {list(WIDTHS)}; updates {UPDATES}, rows {ROWS}",
             "sampling": "temperature 1", "authors": list(AUTHORS), "judged by": list(checks),
         },
         baseline={
@@ -263,10 +327,13 @@ def main(seeds: int = 3, progress: Progress | None = None) -> Reproduction:
 
 
 SETTINGS_TRIED = [
-    "training alone, to see what is learnt, one seed: width 32, 300 updates: greedy turn accuracy .91; width 64, 300 updates: 1.00",
-    "training alone: widths 16, 24, 32 at 500 updates, 48 at 400: greedy .99 to 1.00; at temperature 1 .42, .81, .971, .990",
-    "training alone: the same at temperature .6: .56, .94, .9987, .9999 (horizons of the wider ones far beyond 64 turns)",
-    "the reported setting: widths 32 and 48, 500 updates, temperature 1",
+    "training alone: sums modulo 50, 64 turns: widths 16, 24, 32 at 500 updates, 48 at 400: turn accuracy .42, .81, .97, .99 at "
+    "temperature 1, and .56, .94, .9987, .9999 at .6",
+    "run in full on three seeds, not held: sums as residues in all nets, 500 updates, whole runs of 64 turns. H .5 was 52 (width 32) and "
+    "beyond 64 (width 48). The imitating nets had learnt the mean error rate and no author: gaps of -.02 and .01, where Bayes has .28",
+    "training alone, by the loss against the least one possible (Bayes, .72): 10 words, sums modulo 20: .80 after 800 updates (2 layers) "
+    "and after 1,500 (3 layers): no author inferred",
+    "training alone, answers as changes, 400 updates: loss .88 against .84: authors inferred. Hence the reported setting, run once",
 ]
 
 
