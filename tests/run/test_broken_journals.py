@@ -7,6 +7,7 @@ from contextlib import closing
 
 import pytest
 import sqlalchemy as sa
+from statements import meet
 from worker import Worker
 
 from keystep.errors import KeystepError
@@ -29,12 +30,12 @@ def whole(tmp_path_factory):
     """The outcome of the work, undisturbed, and how many writes it takes."""
     writes = 0
 
-    def count(connection, cursor, statement, *rest):
+    def count(statement):
         nonlocal writes
         writes += statement.startswith(WRITES)
 
     journal = Journal(tmp_path_factory.mktemp("whole") / "a.db", group=4)
-    sa.event.listen(journal.database.engine, "before_cursor_execute", count)
+    meet(journal, count)
     run = run_on(journal)
     outcome = run.execute_sync(Hanoi(DISKS))
     run.close()
@@ -46,15 +47,14 @@ def failing(path, number):
     """A journal whose `number`-th write fails as a disk does."""
     journal, left = Journal(path, group=4), number
 
-    def fail(connection, cursor, statement, parameters, context, executemany):
+    def fail(statement):
         nonlocal left
         left -= statement.startswith(WRITES)
         if left == 0 and statement.startswith(WRITES):
             left -= 1
             raise sqlite3.OperationalError("disk I/O error")
-        return statement, parameters
 
-    sa.event.listen(journal.database.engine, "before_cursor_execute", fail, retval=True)
+    meet(journal, fail)
     return journal
 
 

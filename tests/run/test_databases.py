@@ -139,7 +139,7 @@ def test_hostile_text_comes_back(url):
 # who holds a run
 
 
-@pytest.mark.parametrize("fault", ["after-vote:20:STOP", "before-sync:2:STOP", "after-write:9:STOP", "before-finish:1:STOP"])
+@pytest.mark.parametrize("fault", ["after-vote:20:STOP", "before-sync:1:STOP", "after-write:9:STOP", "before-finish:1:STOP"])
 def test_a_paused_process_that_wakes_up_writes_nothing(url, tmp_path, fault):
     """It is stopped for longer than its lease, another one finishes the run, and then it goes on."""
     settings = {**TOWER, "set": {"disks": 6}, "lease": 0.3}

@@ -11,7 +11,7 @@ from test_kill import attempt, journaled
 from worker import written
 
 from keystep.run.builtin import builtin
-from keystep.run.journal import dumps
+from keystep.run.canonical import dumps
 
 
 @pytest.mark.parametrize(("disks", "calls"), [(7, 500), pytest.param(11, 5000, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])

@@ -12,13 +12,14 @@ import pytest
 import sqlalchemy as sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from statements import meet
 from worker import Scripted, Worker
 
 from keystep.errors import BadInput, BudgetSpent, Busy, ChangedWork, JournalError
-from keystep.run import AheadBy, Budget, Journal, Procedure, Run, Sampling, TooLong
+from keystep.run import AheadBy, Budget, Journal, Procedure, Run, Sampling, TooLong, journal_reader
 from keystep.run import journal as module
 from keystep.run.builtin import Hanoi, Ledger
-from keystep.run.journal import dumps
+from keystep.run.canonical import dumps
 from keystep.run.tables import VERSION
 
 ROW = (None, None, "1", 3, 0, None, 10, 20, 0.5, 0.25)
@@ -69,7 +70,7 @@ def within_loop(work):
 def watch(journal):
     """Every statement the journal makes from now on."""
     seen = []
-    sa.event.listen(journal.database.engine, "before_cursor_execute", lambda c, cursor, statement, *rest: seen.append(statement))
+    meet(journal, seen.append)
     return seen
 
 
@@ -331,8 +332,8 @@ def crashed(tmp_path, lm, work, at, **options):
 @pytest.mark.parametrize("at", [0, 1, 700, 999])
 def test_a_resume_reads_no_more_than_what_is_behind_the_last_sync(tmp_path, monkeypatch, at):
     copy, whole = crashed(tmp_path, Worker((0.9, 0.05)), Ledger(1000, words=5), at, group=64)
-    read, row = [], module._row
-    monkeypatch.setattr(module, "_row", lambda values: read.append(values[0]) or row(values))
+    read, row = [], journal_reader._row
+    monkeypatch.setattr(journal_reader, "_row", lambda values: read.append(values[0]) or row(values))
     before = []
 
     class Watched(Worker):

@@ -12,7 +12,8 @@ from keystep.cli.defaults import JOURNAL, whole
 from keystep.errors import BadInput
 
 if TYPE_CHECKING:
-    from keystep.run.journal import Journal, Row
+    from keystep.run.journal import Journal
+    from keystep.run.journal_reader import Row
 
 JournalUrl = Annotated[str, typer.Option("--journal", metavar="URL", help="Where the runs are kept: a path or a database URL.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -22,7 +22,7 @@ from keystep.lm.embedded.model import Embedded, answer_probabilities, load
 from keystep.reproduce import Reproduction, machine
 from keystep.run import AheadBy, Run
 from keystep.run.builtin.hanoi import Hanoi
-from keystep.run.journal import dumps
+from keystep.run.canonical import dumps
 from keystep.worlds import hanoi
 
 DISKS = (4, 6, 8, 9, 10, 11, 12, 13)

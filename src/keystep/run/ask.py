@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 from keystep.errors import Undecided
 from keystep.lm.base import LM, Prompt, Request, Sample, as_finished
 from keystep.run.budget import Budget, Meter
+from keystep.run.canonical import dumps
 from keystep.run.faults import point
 from keystep.run.flags import Flag, RedFlag
-from keystep.run.journal import dumps
 from keystep.run.vote import AheadBy, Rule
 from keystep.trace import StepTrace, Vote
 

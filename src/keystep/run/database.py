@@ -13,6 +13,7 @@ A SQLite file whose pages are damaged is refused by name where SQLite can tell. 
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -129,27 +130,42 @@ class Database:
     def run(self, statement: sa.Executable, *parameters: Any) -> sa.CursorResult[Any]:
         return self.connection.execute(statement, *parameters)
 
+    def prepared(self, statement: sa.ClauseElement) -> str:
+        """A statement as the driver takes it, for `run_prepared`."""
+        return str(statement.compile(dialect=self.engine.dialect))
+
+    def run_prepared(self, statement: str, values: Any = ()) -> Any:
+        """Run a prepared statement with a dict of values, or once for each of a list of them, without what SQLAlchemy does for every one.
+        Gives something with `rowcount` and `fetchone`."""
+        if self.remote:
+            return self.connection.exec_driver_sql(statement, values or None)
+        driver: Any = self.connection.connection.driver_connection
+        try:
+            return driver.executemany(statement, values) if isinstance(values, list) else driver.execute(statement, values)
+        except sqlite3.Error as error:
+            raise DBAPIError.instance(statement, None, error, sqlite3.Error) from error
+
     @contextmanager
     def transaction(self, *, force: bool = False, written: bool = False) -> Iterator[None]:
         """BEGIN … COMMIT. `force` puts it on the disk before it returns; in PostgreSQL every transaction is, unless it need only be
         `written`: what a server forgets in a crash while this process goes on would have to be brought back."""
         forced = self._full and (force or (self.remote and not written))
         if forced and not self.remote:
-            self.pragma("synchronous=FULL")
-        self.connection.exec_driver_sql("BEGIN" if self.remote else "BEGIN IMMEDIATE")
+            self.run_prepared("PRAGMA synchronous=FULL")
+        self.run_prepared("BEGIN" if self.remote else "BEGIN IMMEDIATE")
         try:
             if forced and self.remote:
-                self.connection.exec_driver_sql("SET LOCAL synchronous_commit TO on")
+                self.run_prepared("SET LOCAL synchronous_commit TO on")
             yield
-            self.connection.exec_driver_sql("COMMIT")
+            self.run_prepared("COMMIT")
         except BaseException:
             with suppress(*ERRORS):  # after some failures the database has rolled back itself
-                self.connection.exec_driver_sql("ROLLBACK")
+                self.run_prepared("ROLLBACK")
             raise
         finally:
             if forced and not self.remote:
                 with suppress(*ERRORS):
-                    self.pragma("synchronous=NORMAL")
+                    self.run_prepared("PRAGMA synchronous=NORMAL")
 
     def now(self) -> float:
         """Seconds since the epoch by the clock that all users of this database share."""

@@ -25,7 +25,7 @@ from keystep.errors import BadInput, BudgetSpent, Busy, ChangedWork, JournalErro
 from keystep.lm.redact import redact
 from keystep.plan import INPUTS, Plan, Ref, Step
 from keystep.run.ask import Answer
-from keystep.run.journal import dumps
+from keystep.run.canonical import dumps
 from keystep.run.run import Context
 from keystep.run.templates import check_syntax, evaluate
 from keystep.skill import Skill, SkillLibrary

@@ -34,7 +34,7 @@ from keystep.lm.base import LM, Prompt, as_finished
 from keystep.run import theory
 from keystep.run.ask import Asking, Key, ask
 from keystep.run.budget import Meter
-from keystep.run.journal import dumps
+from keystep.run.canonical import dumps
 from keystep.run.procedure import Procedure, adapted
 from keystep.run.records import records
 from keystep.run.vote import AheadBy, Counts, First, Rule

@@ -22,10 +22,8 @@ import json
 import os
 import socket
 import time
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -33,65 +31,21 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
 from keystep.errors import BadInput, Busy, JournalError, KeystepError
+from keystep.run.canonical import checksum, dumps
 from keystep.run.database import ERRORS, Database
 from keystep.run.faults import point
+from keystep.run.journal_reader import DAMAGED, JournalReader, is_held
 from keystep.run.tables import intents, rows, runs, samples, scopes, steps, undecided
 
 T = TypeVar("T")
 
 SYNC_SECONDS, SYNC_STEPS = 0.05, 256
-SUMS = ("steps", "sampled", "samples", "flagged", "tokens_in", "tokens_out", "cost")
 LEASE_SECONDS = 15.0
-DAMAGED = "put a copy of the journal back, or begin a new run"
-PAGE = 1000  # rows read at a time
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One journaled step."""
-
-    seq: int
-    name: str | None
-    skill: str | None
-    answer: Any
-    samples: int
-    flagged: int
-    candidates: dict[str, int] | None
-    tokens_in: int
-    tokens_out: int
-    seconds: float
-    cost: float
-
-
-_ROW = [*(steps.c[name] for name in Row.__slots__), steps.c.scope, steps.c.crc]
-
-
-def _row(values: Any) -> Row:
-    seq, name, skill, answer, drawn, flagged, candidates, *rest, scope, crc = values
-    if crc is not None and crc != _crc(scope, seq, name, answer):
-        raise JournalError("a journaled step is damaged", field=f"step {seq}", value=answer, mend=DAMAGED)
-    return Row(seq, name, skill, json.loads(answer), drawn, flagged, json.loads(candidates) if candidates else None, *rest)
-
-
-def _crc(*parts: Any) -> int:
-    return zlib.crc32("\x1f".join(map(str, parts)).encode())
-
-
-_encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
-
-
-def dumps(value: Any, field: str = "answer") -> str:
-    """Canonical JSON: keys sorted, no blanks. It is what votes are counted by and what the journal stores."""
-    try:
-        return _encode(value)
-    except (TypeError, ValueError) as error:
-        raise BadInput(f"is not JSON ({error})", field=field, value=value, mend="return numbers, strings, lists and dicts only") from None
-
 
 _Put = tuple[dict[str, Any], list[dict[str, Any]]]  # a row of `steps` and its rows of `samples`
 
 
-class Journal:
+class Journal(JournalReader):
     """A journal; `url` is a path or a database URL (`sqlite:///runs.db`, `postgresql://user@host/database`), None keeps it in memory.
 
     Raises:
@@ -104,7 +58,7 @@ class Journal:
             raise BadInput("is FULL or NORMAL", field="synchronous", value=synchronous)
         if group < 1:
             raise BadInput("is at least 1", field="group", value=group)
-        self.database = Database(str(url or "sqlite://"), full=synchronous == "FULL")
+        super().__init__(Database(str(url or "sqlite://"), full=synchronous == "FULL"))
         self.url = self.database.shown
         self._group = group
         self._unsynced = 0
@@ -119,27 +73,19 @@ class Journal:
         self._held: str | None = None
         self._fence = 0
         self._spent: Callable[[], tuple[float, int, int]] = lambda: (0.0, 0, 0)
-        self._insert_step = _fenced_insert(steps, self.database)
+        prepared = self.database.prepared
+        self._insert_step = prepared(_fenced_insert(steps, self.database))
+        self._insert = {table: prepared(table.insert()) for table in (steps, samples)}
+        self._store_run, self._store_scope, self._hold = map(prepared, (_STORE_RUN, _STORE_SCOPE, _HOLD))
 
     def _do(self, work: Callable[[], T]) -> T:
-        """Database work that may be done again: once more after a server that went away has come back.
-
-        Raises:
-            JournalError: it cannot be done.
-        """
         self.write()
-        while True:
-            try:
-                return work()
-            except ERRORS as error:
-                self._mend(error)
+        return super()._do(work)
 
     def _mend(self, error: Exception) -> None:
         """Connect again where the server went away, with every step that it may have forgotten; anything else is raised."""
         while True:
-            if not self.database.is_away(error):
-                raise self.database.failed(error) from None
-            self.database.reconnect()
+            super()._mend(error)
             try:
                 if self._unsure:
                     with self.database.transaction():
@@ -149,15 +95,6 @@ class Journal:
                 return
             except ERRORS as again:
                 error = again
-
-    def _run(self, statement: sa.Executable) -> sa.Result[Any]:
-        """What a statement finds, read whole."""
-
-        def work() -> sa.Result[Any]:
-            result = self.database.run(statement)
-            return result.freeze()() if result.returns_rows else result
-
-        return self._do(work)
 
     def _write(self, work: Callable[[], T], *, force: bool = False) -> T:
         """Do `work` in a transaction that only the holder of the run can commit.
@@ -174,10 +111,12 @@ class Journal:
         return self._do(fenced)
 
     def _check_fence(self) -> None:
-        mine = sa.select(runs.c.id).where(runs.c.id == self._held, runs.c.fence == self._fence)
         # Locked until the transaction ends, so that nobody takes the run over in its midst.
-        if self._held is None or self.database.run(mine.with_for_update(read=True)).first() is None:
+        if self._held is None or self.database.run_prepared(self._hold, self._token()).fetchone() is None:
             raise self._lost()
+
+    def _token(self) -> dict[str, Any]:
+        return {"run_": self._held, "fence_": self._fence}
 
     def _lost(self) -> Busy:
         lost, self._held = self._held, None
@@ -209,24 +148,6 @@ class Journal:
             if found["started"] != now:
                 raise taken from None
 
-    def run(self, id: str, missing_ok: bool = False) -> dict[str, Any]:
-        """The run's row as a dict, JSON columns read."""
-        found = self._run(sa.select(runs).where(runs.c.id == id)).mappings().first()
-        if found is None:
-            if missing_ok:
-                return {}
-            raise BadInput("the journal has no such run", field="run", value=id, mend="`keystep runs` lists them")
-        return _read(found)
-
-    def all_runs(self) -> list[dict[str, Any]]:
-        """All runs, newest first."""
-        return [_read(row) for row in self._run(sa.select(runs).order_by(runs.c.started.desc(), runs.c.id)).mappings()]
-
-    def chunks(self, id: str) -> list[str]:
-        """The runs that have the chunks of a run on a cluster (`keystep.run.cluster`), in order."""
-        query = sa.select(runs.c.id).where(runs.c.spec == dumps({"chunk_of": id})).order_by(runs.c.id)
-        return list(self._run(query).scalars())
-
     def widen(self, id: str, identity: Any) -> None:
         """Store the identity of a run that goes on to more work."""
         self._write(lambda: self.database.run(runs.update().where(runs.c.id == id).values(identity=dumps(identity))))
@@ -244,7 +165,7 @@ class Journal:
             with self.database.transaction():
                 row = self.database.run(sa.select(runs).where(runs.c.id == id).with_for_update()).mappings().one()
                 now = self.database.now()
-                if row["owner"] != _me() and _is_held(row, now):
+                if row["owner"] != _me() and is_held(row, now):
                     raise Busy("another process is running this", field="run", value=id, mend=f"wait for {row['owner']} to end, or stop it")
                 taken = {"owner": _me(), "lease": now + LEASE_SECONDS, "status": "running", "why": None, "fence": row["fence"] + 1}
                 self.database.run(runs.update().where(runs.c.id == id).values(**taken))
@@ -318,28 +239,9 @@ class Journal:
                 found = self._run(wanted).first()  # made before a server went away with its word of it
                 if found is None:
                     raise
-        if found.crc is not None and found.crc != _crc(found.id, found.at, found.state):
+        if found.crc is not None and found.crc != checksum(found.id, found.at, found.state):
             raise JournalError("where the run stands is damaged", field="journal", value=self.url, mend=DAMAGED)
         return found.id, found.at, None if found.state is None else json.loads(found.state)
-
-    def places(self, run: str) -> dict[str, int]:
-        """The scopes of a run by their paths."""
-        return {found.path: found.id for found in self._run(sa.select(scopes.c.path, scopes.c.id).where(scopes.c.run == run))}
-
-    def procedures(self, run: str, path: str) -> list[int]:
-        """The scope of the procedure at `path`, or those of the procedures that it was taken apart into, in the order of its plan."""
-        places = self.places(run)
-
-        def below(path: str) -> Iterator[int]:
-            first = next(self.rows(places[path]), None)
-            if first is None or first.name is None:  # no plan's
-                yield places[path]
-                return
-            for row in list(self.rows(places[path])):
-                if (part := f"{path}/{row.name}/{row.skill}/0") in places:
-                    yield from below(part)
-
-        return list(below(path))
 
     def put(
         self, scope: int, seq: int, row: Sequence[Any], kept: Sequence[Sequence[Any]] = (), stands: Any = None, *, later: bool = False
@@ -355,7 +257,7 @@ class Journal:
         """
         if self._failure is not None:
             raise self._failure
-        step = dict(zip(_STEP, (scope, seq, *row, _crc(scope, seq, row[0], row[2])), strict=True))
+        step = dict(zip(_STEP, (scope, seq, *row, checksum(scope, seq, row[0], row[2])), strict=True))
         self._waiting.append((step, [dict(zip(_SAMPLE, (scope, seq, *sample), strict=True)) for sample in kept]))
         batch = self._batch
         if not later:
@@ -404,14 +306,13 @@ class Journal:
 
     def _append(self, puts: list[_Put]) -> None:
         if len(puts) == 1 and not puts[0][1]:
-            fence = {"run_": self._held, "fence_": self._fence}
-            if not self.database.connection.exec_driver_sql(self._insert_step, {**puts[0][0], **fence}).rowcount:
+            if not self.database.run_prepared(self._insert_step, puts[0][0] | self._token()).rowcount:
                 raise self._lost()
             return
         with self.database.transaction(written=True):
             self._check_fence()
             for table, values in _by_table(puts):
-                self.database.run(table.insert(), values)
+                self.database.run_prepared(self._insert[table], values)
 
     def _timed_sync(self) -> None:
         self._timer = None
@@ -444,80 +345,19 @@ class Journal:
 
     def _store(self) -> None:
         seconds, calls, done = self._spent()
-        mine = runs.update().where(runs.c.id == self._held, runs.c.fence == self._fence)
         now = self.database.now()
-        values = {"updated": now, "lease": now + LEASE_SECONDS, "seconds": seconds, "calls": calls, "steps": done}
+        values = {"updated_": now, "lease_": now + LEASE_SECONDS, "seconds_": seconds, "calls_": calls, "steps_": done}
         stands = [
-            {"scope_": scope, "at": at, "state": (text := dumps(state, "state")), "crc": _crc(scope, at, text)}
+            {"scope_": scope, "at_": at, "state_": (text := dumps(state, "state")), "crc_": checksum(scope, at, text)}
             for scope, (at, state) in self._stands.items()
         ]
         with self.database.transaction(force=True):
-            if not self.database.run(mine.values(**values)).rowcount:
+            if not self.database.run_prepared(self._store_run, values | self._token()).rowcount:
                 raise self._lost()
             if stands:
-                self.database.run(_STANDS, stands)
-
-    def rows(self, scope: int, since: int = 0) -> Iterator[Row]:
-        """The journaled steps of a scope from number `since` on, in order, read as they are asked for.
-
-        Raises:
-            JournalError: one of them is damaged.
-        """
-        query = sa.select(*_ROW).where(steps.c.scope == scope).order_by(steps.c.seq).limit(PAGE)
-        while True:
-            found = self._run(query.where(steps.c.seq >= since)).all()
-            yield from map(_row, found)
-            if len(found) < PAGE:
-                return
-            since = found[-1].seq + 1
-
-    def select(self, statement: sa.Select[Any]) -> Iterator[sa.Row[Any]]:
-        """What a statement of one's own over `keystep.run.tables` finds, read as it is asked for, from whichever thread.
-
-        On a connection of its own, so that long reading does not stand in the way of writing; memory has only one.
-        """
-        if self.database.in_memory:
-            yield from self._run(statement).all()
-            return
-        try:
-            with self.database.engine.connect() as reader:
-                yield from reader.execution_options(yield_per=PAGE).execute(statement)
-        except ERRORS as error:
-            raise self.database.failed(error) from None
-
-    def count(self, scope: int) -> int:
-        """How many steps of a scope are journaled."""
-        return int(self._run(sa.select(sa.func.count()).where(steps.c.scope == scope)).scalar_one())
-
-    def totals(self, *ids: str) -> dict[str, float]:
-        """Sums over all journaled steps of runs: steps, sampled (those that were), samples, flagged, tokens_in, tokens_out, cost."""
-        summed = (rows.c.run.in_(ids), rows.c.status.in_(("finished", "failed")))
-        ended = self._run(sa.select(*(sa.func.coalesce(sa.func.sum(rows.c[name]), 0).label(name) for name in SUMS)).where(*summed))
-        rest = _sums().join(scopes, steps.c.scope == scopes.c.id).where(scopes.c.run.in_(ids))
-        rest = rest.where(scopes.c.id.not_in(sa.select(rows.c.scope).where(*summed)))
-        other = self._run(rest).mappings().one()
-        return {name: _plain(name, value) + _plain(name, other[name]) for name, value in ended.mappings().one().items()}
-
-    def trace(self, run: str, limit: int | None = None) -> Iterator[tuple[str, Row]]:
-        """(scope path, step) of the run's journaled steps, those with most samples first when `limit` is given, else in order."""
-        if limit is None:
-            for place in self._run(sa.select(scopes.c.id, scopes.c.path).where(scopes.c.run == run).order_by(scopes.c.id)).all():
-                yield from ((place.path, row) for row in self.rows(place.id))
-            return
-        query = sa.select(scopes.c.path, *_ROW).join(scopes, steps.c.scope == scopes.c.id).where(scopes.c.run == run)
-        for found in self._run(query.order_by(steps.c.samples.desc(), steps.c.scope, steps.c.seq).limit(limit)).all():
-            yield found[0], _row(found[1:])
-
-    def samples(self, scope: int, seq: int) -> list[Mapping[str, Any]]:
-        """The kept samples of a step, as dicts of the `samples` table."""
-        return [dict(row) for row in self._run(sa.select(samples).where(samples.c.scope == scope, samples.c.seq == seq)).mappings()]
+                self.database.run_prepared(self._store_scope, stands)
 
     # rows of a run over many inputs
-
-    def row_states(self, run: str) -> dict[int, tuple[str, int, int, int]]:
-        """(status, crashes, at, scope) of the run's rows that were begun, in order."""
-        query = sa.select(rows.c.row, rows.c.status, rows.c.crashes, rows.c.at, rows.c.scope).where(rows.c.run == run).order_by(rows.c.row)
-        return {found.row: (found.status, found.crashes, found.at, found.scope) for found in self._run(query)}
 
     def begin_row(self, run: str, row: int, path: str) -> int:
         """Note that a row is under way, new or once more; gives the scope that is its place."""
@@ -551,27 +391,6 @@ class Journal:
         self._write(lambda: self.database.run(rows.update().where(rows.c.run == run, rows.c.row == row).values(**values)))
         point("after-write")
 
-    def row_sums(self, scope: int) -> dict[str, float]:
-        """`totals` over the steps of one scope."""
-        return {name: _plain(name, value) for name, value in self._run(_sums().where(steps.c.scope == scope)).mappings().one().items()}
-
-    def row_verdicts(self, *ids: str) -> dict[bool | None, int]:
-        """How many finished rows of runs are right (True), wrong (False), or could not be checked (None)."""
-        query = sa.select(rows.c.correct, sa.func.count().label("n")).where(rows.c.run.in_(ids), rows.c.status == "finished")
-        return {None if found.correct is None else bool(found.correct): found.n for found in self._run(query.group_by(rows.c.correct))}
-
-    def row_lines(self, run: str, status: str, *, crashes: int = 0, limit: int | None = None) -> Iterator[str]:
-        """The result lines of rows of a status that crashed at least so often, in order, read as they are asked for."""
-        where = (rows.c.run == run, rows.c.status == status, rows.c.crashes >= crashes)
-        last, left = -1, limit
-        while left is None or left > 0:
-            query = sa.select(rows.c.row, rows.c.result).where(*where, rows.c.row > last).order_by(rows.c.row).limit(min(left or 500, 500))
-            found = self._run(query).all()
-            if not found:
-                return
-            yield from (each.result for each in found)
-            last, left = found[-1].row, None if left is None else left - len(found)
-
     # effects outside
 
     def intend(self, scope: int, seq: int, key: str) -> bool:
@@ -597,12 +416,6 @@ class Journal:
 
         self._write(work)
 
-    def undecided(self, run: str) -> list[dict[str, Any]]:
-        """The run's steps that wait for a person's decision, or have it."""
-        query = sa.select(undecided).join(scopes, undecided.c.scope == scopes.c.id).where(scopes.c.run == run)
-        rows = self._run(query.order_by(undecided.c.scope, undecided.c.seq)).mappings()
-        return [{**row, "ledger": json.loads(row["ledger"])} for row in rows]
-
     def decide(self, run: str, step: str, answer: Any) -> None:
         """Store a person's answer for an undecided step; the resumed run takes it instead of asking."""
         waiting = {row["step"]: row for row in self.undecided(run)}
@@ -612,20 +425,7 @@ class Journal:
         where = (undecided.c.scope == waiting[step]["scope"]) & (undecided.c.seq == waiting[step]["seq"])
         self._run(undecided.update().where(where).values(decision=dumps(answer)))
 
-    def decision(self, scope: int, seq: int) -> str | None:
-        """The JSON of the person's answer for this step, if there is one."""
-        query = sa.select(undecided.c.decision).where(undecided.c.scope == scope, undecided.c.seq == seq)
-        return self._run(query).scalar()
-
     # taking runs out
-
-    def is_held(self, row: Mapping[str, Any]) -> bool:
-        """Whether a living process, this one included, holds the run of this row."""
-        return _is_held(row, self.now())
-
-    def now(self) -> float:
-        """Seconds since the epoch by the journal's clock, which its leases go by."""
-        return self._do(self.database.now)
 
     def delete(self, id: str) -> None:
         """Delete a run with all that belongs to it.
@@ -639,7 +439,7 @@ class Journal:
         def work() -> None:
             with self.database.transaction():
                 row = self.database.run(sa.select(runs).where(runs.c.id == id).with_for_update()).mappings().first()
-                if row is not None and _is_held(row, self.database.now()):
+                if row is not None and is_held(row, self.database.now()):
                     raise Busy("a process is running this", field="run", value=id, mend=f"wait for {row['owner']} to end, or stop it")
                 for table in (samples, steps, undecided, intents):
                     self.database.run(table.delete().where(table.c.scope.in_(places)))
@@ -671,61 +471,26 @@ def _by_table(puts: list[_Put]) -> list[tuple[sa.Table, list[dict[str, Any]]]]:
 
 _STEP = [column.name for column in steps.columns]
 _SAMPLE = [column.name for column in samples.columns]
-_STANDS = (
-    scopes.update()
-    .where(scopes.c.id == sa.bindparam("scope_"))
-    .values(at=sa.bindparam("at"), state=sa.bindparam("state"), crc=sa.bindparam("crc"))
-)
 
 
-def _fenced_insert(table: sa.Table, database: Database) -> str:
-    """An INSERT, as the driver takes it, that inserts nothing unless the run `run_` has the fencing token `fence_`."""
+def _given(table: sa.Table, *names: str) -> dict[str, sa.BindParameter[Any]]:
+    """Parameters for columns, by names that SQLAlchemy does not keep for itself."""
+    return {name: sa.bindparam(f"{name}_", type_=table.c[name].type) for name in names}
+
+
+_MINE = (runs.c.id == sa.bindparam("run_", type_=runs.c.id.type)) & (runs.c.fence == sa.bindparam("fence_", type_=runs.c.fence.type))
+_HOLD = sa.select(runs.c.id).where(_MINE).with_for_update(read=True)
+_STORE_RUN = runs.update().where(_MINE).values(_given(runs, "updated", "lease", "seconds", "calls", "steps"))
+_STORE_SCOPE = scopes.update().where(scopes.c.id == sa.bindparam("scope_")).values(_given(scopes, "at", "state", "crc"))
+
+
+def _fenced_insert(table: sa.Table, database: Database) -> sa.Insert:
+    """An INSERT that inserts nothing unless the run `run_` has the fencing token `fence_`."""
     values = [sa.bindparam(column.name, type_=column.type) for column in table.columns]
     given = [sa.cast(value, value.type) for value in values] if database.remote else values  # a NULL has no type of its own there
-    held = sa.select(*given).where(runs.c.id == sa.bindparam("run_"), runs.c.fence == sa.bindparam("fence_"))
-    insert = table.insert().from_select([column.name for column in table.columns], held.with_for_update(read=True))
-    return str(insert.compile(dialect=database.engine.dialect))
-
-
-def _sums() -> sa.Select[Any]:
-    """SUMS over steps."""
-    sums = {name: sa.func.sum(steps.c[name]) for name in SUMS[2:]}
-    sums["sampled"] = sa.func.sum(sa.case((steps.c.samples > 0, 1), else_=0))
-    return sa.select(sa.func.count().label("steps"), *(sa.func.coalesce(value, 0).label(name) for name, value in sums.items()))
-
-
-def _read(row: Mapping[Any, Any]) -> dict[str, Any]:
-    try:
-        return {**row, **{name: json.loads(row[name]) for name in ("spec", "identity", "result") if row[name] is not None}}
-    except (ValueError, TypeError):
-        raise JournalError("the journal is damaged: a run cannot be read", field="run", value=row["id"], mend=DAMAGED) from None
-
-
-def _plain(name: str, value: Any) -> Any:
-    """A sum as a number of Python's: PostgreSQL gives the sum of big integers as a decimal."""
-    return float(value) if name == "cost" else int(value)
-
-
-def _is_held(row: Mapping[Any, Any], now: float) -> bool:
-    return bool(row["owner"]) and row["lease"] > now and not _is_dead(row["owner"])
+    held = sa.select(*given).where(_MINE).with_for_update(read=True)
+    return table.insert().from_select([column.name for column in table.columns], held)
 
 
 def _me() -> str:
     return f"{socket.gethostname()}:{os.getpid()}"
-
-
-def _is_dead(owner: str) -> bool:
-    """Whether the owner was a process of this machine that is no more; of other machines only the lease's end tells."""
-    host, _, pid = owner.rpartition(":")
-    if host != socket.gethostname():
-        return False
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    try:  # a killed process whose parent has not asked for it yet still has a number
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
-    except OSError:  # no Linux, or gone this moment
-        return False

@@ -28,7 +28,7 @@ from pydantic import BaseModel
 from keystep.errors import BadInput, BudgetSpent, Busy, ChangedWork, JournalError, KeystepError, ModelError, Stopped
 from keystep.lm.base import run_sync
 from keystep.lm.redact import redact
-from keystep.run.journal import dumps
+from keystep.run.canonical import dumps
 from keystep.run.procedure import Procedure
 from keystep.run.records import records
 from keystep.run.run import Context, Outcome, Run

@@ -22,8 +22,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from keystep.errors import BadInput
 from keystep.lm.base import Message, Prompt
+from keystep.run.canonical import dumps
 from keystep.run.flags import Flag, Mismatch, RedFlag, TooLong, Unsure
-from keystep.run.journal import dumps
 from keystep.run.procedure import Procedure
 from keystep.run.reading import by_schema, json_value
 from keystep.run.records import KINDS, records

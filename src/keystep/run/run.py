@@ -26,9 +26,11 @@ from keystep.lm.base import LM, Prompt, run_sync
 from keystep.plan import Plan, Step
 from keystep.run.ask import Answer, Asking, Key, Parse, Sampling, ask, plain
 from keystep.run.budget import Budget, Meter
+from keystep.run.canonical import dumps
 from keystep.run.faults import point
 from keystep.run.flags import RedFlag
-from keystep.run.journal import Journal, Row, dumps
+from keystep.run.journal import Journal
+from keystep.run.journal_reader import Row
 from keystep.run.procedure import Procedure, adapted
 from keystep.run.vote import AheadBy, Rule
 from keystep.skill import SkillLibrary

@@ -20,8 +20,8 @@ from keystep.errors import BadInput
 from keystep.lm.base import LM, Request, Sample, ToolCall, as_finished, draw_key, tool_name
 from keystep.run.ask import Answer, Asking, Sampling, ask, plain
 from keystep.run.budget import Budget, Meter
+from keystep.run.canonical import dumps
 from keystep.run.flags import Flag, RedFlag
-from keystep.run.journal import dumps
 from keystep.run.reading import by_last_match, by_schema, json_value
 from keystep.run.run import Context, Run
 from keystep.run.vote import AheadBy, Rule
