@@ -20,19 +20,9 @@ from keystep.lm.rotation import Rotation
 from keystep.run import AheadBy, Budget, Run, Sampling, theory
 from keystep.run.builtin import builtin
 from keystep.run.builtin.hanoi import Hanoi
-from keystep.run.forecast import (
-    AGAIN,
-    Labelled,
-    best_steps_per_call,
-    enough,
-    forecast,
-    from_agreement,
-    labelled,
-    share,
-    variance_of_votes,
-    wilson,
-)
+from keystep.run.forecast import AGAIN, Labelled, enough, forecast, from_agreement, labelled, share, wilson
 from keystep.run.procedure_file import from_file
+from keystep.run.theory import best_steps_per_call, variance_of_votes
 
 MILLION = 2**20 - 1
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from keystep.cli.job import Job
     from keystep.run import Procedure
     from keystep.run.ask import Asking
-    from keystep.run.forecast import Forecast
+    from keystep.run.foreseen import Forecast
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")]
 TARGET, SAMPLE, PER_STEP = 0.999, 200, 4  # those of keystep.run.forecast, which is not loaded for --help; a test compares them
@@ -162,7 +162,7 @@ def report(found: Forecast) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from keystep.run.forecast import sure
+    from keystep.run.foreseen import sure
 
     console = Console()
     known = "at most " if found.steps_from == "max_steps" else ""
@@ -214,7 +214,7 @@ def beside(forecast: dict[str, Any], came: dict[str, Any]) -> Any:
     """A table of forecast beside outcome; `forecast` as it was kept with the run, `came` an outcome's figures by name."""
     from rich.table import Table
 
-    from keystep.run.forecast import beside, sure
+    from keystep.run.foreseen import beside, sure
 
     table = Table("forecast beside outcome", "expected", "interval", "came out", box=None, padding=(0, 3, 0, 0))
     forms = {"cost": ",.4f", "seconds": ",.1f"}

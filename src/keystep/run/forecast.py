@@ -20,14 +20,12 @@ import asyncio
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from statistics import NormalDist, fmean
 from typing import Any, Literal
-
-from pydantic import BaseModel, ConfigDict
 
 from keystep.errors import BadInput, TooWeak, Undecided
 from keystep.lm.base import LM, Prompt, as_finished
@@ -35,6 +33,7 @@ from keystep.run import theory
 from keystep.run.ask import Asking, Key, ask
 from keystep.run.budget import Meter
 from keystep.run.canonical import dumps
+from keystep.run.foreseen import CallSize, Estimate, Forecast, HardStep, MemberShare, Spent, Truth
 from keystep.run.procedure import Procedure, adapted
 from keystep.run.records import records
 from keystep.run.vote import AheadBy, Counts, First, Rule
@@ -48,135 +47,6 @@ PACE = 24  # steps that are really voted on
 SIZES = (1, 2, 4)  # steps per call
 CAP = 100  # samples of one step, where that is enough
 AT_ONCE = 16  # steps asked side by side where they do not depend on one another
-
-Truth = Literal["labels", "reference", "procedure", "checker", "agreement"]
-
-
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class Estimate(_Model):
-    """A figure and the ends of its interval."""
-
-    value: float
-    low: float
-    high: float
-
-
-class MemberShare(_Model):
-    """How often one member of the model was right."""
-
-    member: int
-    model: str
-    samples: int
-    valid: int
-    p: Estimate
-
-
-class HardStep(_Model):
-    """A step at which no more than half of the valid samples were right, counted on fresh samples. `systematic`: its interval lies below
-    1/2 (or no sample was valid), so that a larger k makes it worse. `expected` is None where only a checker knew; `given` is what most
-    samples said."""
-
-    step: str
-    samples: int
-    valid: int
-    right: int
-    p: Estimate
-    systematic: bool
-    expected: Any = None
-    given: Any = None
-
-
-class CallSize(_Model):
-    """What m steps in one call would take: `p` is per step, the m-th root of the share of calls that were right throughout."""
-
-    steps_per_call: int
-    samples: int
-    p: Estimate
-    tokens_out_per_call: float
-
-
-class Spent(_Model):
-    """What the forecast itself took."""
-
-    samples: int
-    tokens_in: int
-    tokens_out: int
-    cost: float
-    seconds: float
-
-
-class Forecast(_Model):
-    """A forecast. `k` is the margin it is made for, `least_k` the smallest that meets the target at the lower end of p; `right` counts the
-    right ones among `valid` samples (in agreement: agreeing pairs). `steps_from` says who knew the number of steps."""
-
-    procedure: str
-    model: str
-    truth: Truth
-    steps: int
-    steps_from: Literal["given", "procedure", "chain", "max_steps"]
-    target: float
-    confidence: float
-    seed: int
-    sampled_steps: int
-    samples: int
-    valid: int
-    right: int
-    p: Estimate
-    v: Estimate
-    least_k: int
-    k: int
-    cap: int
-    success: Estimate
-    calls: Estimate
-    tokens_in: Estimate
-    tokens_out: Estimate
-    cost: Estimate
-    seconds: Estimate
-    members: list[MemberShare]
-    hard_steps: list[HardStep]
-    steps_per_call: list[CallSize]
-    best_steps_per_call: int
-    spent: Spent
-    notes: list[str]
-
-    @property
-    def promising(self) -> bool:
-        """Whether the target can be met as far as the sample shows: k is large enough and no sampled step is systematically wrong."""
-        return self.k >= self.least_k and not any(step.systematic for step in self.hard_steps)
-
-
-@dataclass(frozen=True, slots=True)
-class Beside:
-    """A figure that was forecast (`value`, with the ends of its interval) and what came: a number, or for "right" the verdict, None where
-    nobody could check. `within` is whether a number lies in the interval."""
-
-    name: str
-    value: float
-    low: float
-    high: float
-    came: float | bool | None
-    within: bool | None
-
-
-def sure(probability: float) -> str:
-    """As text; never rounded to certainty."""
-    return f"{probability:.5f}" if probability < 0.999995 else "> 0.99999"
-
-
-def beside(forecast: Mapping[str, Any], came: Mapping[str, Any]) -> list[Beside]:
-    """A forecast, as it was kept with its run, beside an outcome's figures; without cost where nothing had a price."""
-    pairs = [("right", "success", "correct"), ("samples", "calls", "samples")]
-    pairs += [(name.replace("_", " "), name, name) for name in ("tokens_in", "tokens_out", "cost", "seconds")]
-    found: list[Beside] = []
-    for name, key, figure in pairs:
-        each, value = forecast[key], came[figure]
-        if name != "cost" or each["high"]:
-            within = None if name == "right" else each["low"] <= value <= each["high"]
-            found.append(Beside(name, each["value"], each["low"], each["high"], value, within))
-    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,7 +203,7 @@ async def forecast(
     sizes = [CallSize(steps_per_call=1, samples=sum(len(x.right) for x in probes), p=p, tokens_out_per_call=_mean_tokens(probes))]
     if truth == "procedure" and procedure.prompt_many is not None:
         sizes += await _call_sizes(sampler, windows, z)
-    best = best_steps_per_call({size.steps_per_call: (size.p.low, size.tokens_out_per_call) for size in sizes}, steps, target)
+    best = theory.best_steps_per_call({size.steps_per_call: (size.p.low, size.tokens_out_per_call) for size in sizes}, steps, target)
     sureness = [theory.run_success(end, k, steps) for end in (p.value, p.low, p.high)]
     for step in hard:
         if step.systematic:
@@ -430,33 +300,6 @@ def enough(p: float, v: float, k: int, steps: int, target: float) -> int:
     shrink = -math.log1p(-v * (1 - 2 * math.sqrt(p * (1 - p))))
     needed = (math.log(steps / (1 - target)) + k / 2 * math.log(p / (1 - p))) / shrink
     return max(CAP, 100 * math.ceil(max(needed, k) / 100))
-
-
-def variance_of_votes(p: float, k: int) -> float:
-    """Variance of the number of valid votes until one of two candidates leads by k.
-
-    By Wald's second identity, and because a race from a tie takes as long whoever wins: ((1 - d^2) E - k^2 + d^2 E^2) / d^2, d = 2p - 1.
-    """
-    lead, mean = 2 * p - 1, theory.mean_votes(p, k)
-    if lead == 0:
-        return 2 * k**2 * (k**2 - 1) / 3
-    return max(0.0, ((1 - lead**2) * mean - k**2 + (lead * mean) ** 2) / lead**2)
-
-
-def best_steps_per_call(measured: Mapping[int, tuple[float, float]], steps: int, target: float = TARGET) -> int:
-    """How many steps to put into one call, of those measured: {m: (p per step at m steps a call, output tokens of a call)}.
-
-    The cost is `theory.expected_cost`; sizes at which p is 1/2 or less are left out.
-
-    Raises:
-        TooWeak: all are.
-    """
-    costs = {
-        m: theory.expected_cost(p, steps, target, cost=tokens / m, per_call=m) for m, (p, tokens) in measured.items() if p > 0.5
-    }  # fmt: skip
-    if not costs:
-        raise TooWeak("is 1/2 or less at every size of call", field="p", value=dict(measured), mend="use a better model or prompt")
-    return min(costs, key=lambda m: (costs[m], m))
 
 
 # Sampling steps.
@@ -657,7 +500,7 @@ def _calls(p: Estimate, v: Estimate, k: int, steps: int, z: float) -> Estimate:
         return steps * theory.mean_votes(p, k) / v
 
     def scatter(p: float, v: float) -> float:
-        return z * math.sqrt(steps * (theory.mean_votes(p, k) * (1 - v) + variance_of_votes(p, k))) / v
+        return z * math.sqrt(steps * (theory.mean_votes(p, k) * (1 - v) + theory.variance_of_votes(p, k))) / v
 
     low = mean(p.high, v.high) - scatter(p.value, v.value)
     return Estimate(value=mean(p.value, v.value), low=max(low, steps * k), high=mean(p.low, v.low) + scatter(p.low, v.low))

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from keystep.errors import BadInput
+from keystep.errors import BadInput, TooWeak
 
 
 def vote_success(p: float, k: int) -> float:
@@ -137,6 +137,33 @@ def race(probabilities: Sequence[float], k: int, *, rest: float = 1e-10) -> list
                     after[tuple(count - least for count in counts)] += mass * probability
         live = after
     return wins
+
+
+def variance_of_votes(p: float, k: int) -> float:
+    """Variance of the number of valid votes until one of two candidates leads by k.
+
+    By Wald's second identity, and because a race from a tie takes as long whoever wins: ((1 - d^2) E - k^2 + d^2 E^2) / d^2, d = 2p - 1.
+    """
+    lead, mean = 2 * p - 1, mean_votes(p, k)
+    if lead == 0:
+        return 2 * k**2 * (k**2 - 1) / 3
+    return max(0.0, ((1 - lead**2) * mean - k**2 + (lead * mean) ** 2) / lead**2)
+
+
+def best_steps_per_call(measured: Mapping[int, tuple[float, float]], steps: int, target: float = 0.999) -> int:
+    """How many steps to put into one call, of those measured: {m: (p per step at m steps a call, output tokens of a call)}.
+
+    The cost is `expected_cost`; sizes at which p is 1/2 or less are left out.
+
+    Raises:
+        TooWeak: all are.
+    """
+    costs = {
+        m: expected_cost(p, steps, target, cost=tokens / m, per_call=m) for m, (p, tokens) in measured.items() if p > 0.5
+    }  # fmt: skip
+    if not costs:
+        raise TooWeak("is 1/2 or less at every size of call", field="p", value=dict(measured), mend="use a better model or prompt")
+    return min(costs, key=lambda m: (costs[m], m))
 
 
 def _log_odds(p: float, k: int) -> float:

@@ -19,7 +19,7 @@ from keystep.errors import BadInput
 from keystep.lm.redact import redact
 from keystep.plan import Plan
 from keystep.run.builtin import BUILTIN, builtin
-from keystep.run.forecast import beside
+from keystep.run.foreseen import beside
 from keystep.run.journal import Journal
 from keystep.run.tables import rows, runs, scopes, steps, undecided
 from keystep.view.aggregate import Aggregate, Hard, Sums, samples_of, steps_of

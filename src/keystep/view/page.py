@@ -21,7 +21,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from keystep.run.forecast import sure
+from keystep.run.foreseen import sure
 from keystep.run.journal import Journal
 from keystep.view.aggregate import Aggregate
 from keystep.view.facts import details, facts, run_row
