@@ -2,9 +2,15 @@
 
 import json
 import os
+import signal
+import socket
+import subprocess
 import sys
+import time
 from collections import Counter
+from contextlib import closing
 from functools import partial
+from pathlib import Path
 
 import on_ray
 import pytest
@@ -76,6 +82,13 @@ def test_a_killed_worker_changes_nothing(ray, postgres, tmp_path):
     assert (listed["run_id"], listed["status"], listed["steps"]) == ("r", "finished", 240)
     assert len(json.loads(command(app, ["runs", "--chunks", "--journal", url, "--json"]).stdout)) == 16
     assert len(command(app, ["export", "r", "--journal", url]).stdout.splitlines()) == 240
+    reported = json.loads(command(app, ["report", "r", "--journal", url, "--json"]).stdout)
+    assert (reported["outcome"]["steps"], reported["outcome"]["rows"]["finished"], reported["figures"]["samples"]) == (
+        240,
+        60,
+        outcome.samples,
+    )
+    assert sum(each["steps"] for each in reported["sizes"]) == 240
     assert command(app, ["prune", "r", "--yes", "--journal", url]).exit_code == 0
     journal = Journal(url)
     assert journal.all_runs() == []
@@ -120,6 +133,58 @@ def test_the_command_runs_and_resumes_on_a_cluster(ray, postgres, tmp_path, monk
     ours, theirs = json.loads(done.stdout), json.loads(single.stdout)
     assert ours["rows"] == theirs["rows"] and ours["samples"] == theirs["samples"]
     assert lines(tmp_path / "out.jsonl") == lines(tmp_path / "single.jsonl")
+
+
+def free_port():
+    with closing(socket.socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def until(done, seconds=120):
+    end = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def listens(port):
+    with closing(socket.socket()) as there:
+        return there.connect_ex(("127.0.0.1", port)) == 0
+
+
+def steps(journal):
+    return sum(journal.totals(run["id"])["steps"] for run in journal.all_runs())
+
+
+@pytest.mark.slow
+def test_a_cluster_that_others_started(postgres, tmp_path, monkeypatch):
+    """By `ray start`, through Ray's client, in processes of their own; a run that is told to end (SIGTERM) goes on later."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"instance": number}) + "\n" for number in range(20)))
+    port, url = free_port(), postgres.fresh()
+    start = [Path(sys.executable).parent / "ray", "start", "--head", "--block", "--include-dashboard=false", "--num-cpus=2"]
+    start += [f"--port={free_port()}", f"--ray-client-server-port={port}"]
+    keystep = [sys.executable, "-c", "from keystep.cli import main; main()"]
+    run = ["run", "ledger", "--set", "steps=40", "--set", "words=20", "--inputs", "rows.jsonl", "--json"]
+    head = subprocess.Popen(start, stdout=subprocess.DEVNULL, start_new_session=True)
+    try:
+        until(lambda: listens(port))
+        running = subprocess.Popen([*keystep, *run, "--results", "out.jsonl", "--on", f"ray://127.0.0.1:{port}", "--journal", url])
+        with closing(Journal(url)) as journal:
+            until(lambda: steps(journal) > 0 or running.poll() is not None)
+            running.terminate()
+            assert running.wait(60) != 0
+            assert 0 < steps(journal) < 800
+        done = subprocess.run([*keystep, "resume", "--journal", url, "--json"], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    finally:
+        os.killpg(head.pid, signal.SIGTERM)
+        head.wait(60)
+    single = CliRunner().invoke(app, [*run, "--results", "single.jsonl"])
+    assert lines(tmp_path / "out.jsonl") == lines(tmp_path / "single.jsonl")
+    assert json.loads(done.stdout)["rows"] == json.loads(single.stdout)["rows"]
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from keystep.run.tables import MIGRATIONS, VERSION, create
 PATIENCE = 60.0  # seconds that a server may be away
 SCHEMA = "keystep"  # where the tables are in PostgreSQL, unless the URL has options of its own
 ERRORS = (SQLAlchemyError, UnicodeDecodeError)  # SQLite's driver raises the second where it is to tell of a damaged file
+NOW = sa.extract("epoch", sa.func.clock_timestamp())  # seconds since the epoch, by PostgreSQL's clock
 _AWAY = ("08", "57P", "53300")  # SQLSTATEs: connection lost, server going or coming, no connection free
 
 
@@ -171,7 +172,7 @@ class Database:
         """Seconds since the epoch by the clock that all users of this database share."""
         if not self.remote:
             return time.time()
-        return float(self.connection.exec_driver_sql("SELECT extract(epoch FROM clock_timestamp())").scalar_one())
+        return float(self.run(sa.select(NOW)).scalar_one())
 
     def is_away(self, error: Exception) -> bool:
         """Whether `error` means that the server could not be reached, so that it is worth trying again."""

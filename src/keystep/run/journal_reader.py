@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ import sqlalchemy as sa
 
 from keystep.errors import BadInput, JournalError
 from keystep.run.canonical import checksum, dumps
-from keystep.run.database import ERRORS, Database
+from keystep.run.database import ERRORS, NOW, Database
 from keystep.run.tables import rows, runs, samples, scopes, steps, undecided
 
 T = TypeVar("T")
@@ -25,6 +26,7 @@ T = TypeVar("T")
 SUMS = ("steps", "sampled", "samples", "flagged", "tokens_in", "tokens_out", "cost")
 DAMAGED = "put a copy of the journal back, or begin a new run"
 PAGE = 1000  # rows read at a time
+CHUNK = runs.c.spec.startswith('{"chunk_of":')  # of the runs that have the chunks of another (`keystep.run.cluster`)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,12 +106,12 @@ class JournalReader:
 
     def chunks(self, id: str) -> list[str]:
         """The runs that have the chunks of a run on a cluster (`keystep.run.cluster`), in order."""
-        query = sa.select(runs.c.id).where(runs.c.spec == dumps({"chunk_of": id})).order_by(runs.c.id)
-        return list(self._run(query).scalars())
+        return list(self._run(sa.select(runs.c.id).where(_is_chunk_of(id)).order_by(runs.c.id)).scalars())
 
     def is_held(self, row: Mapping[str, Any]) -> bool:
         """Whether a living process, this one included, holds the run of this row."""
-        return is_held(row, self.now())
+        now = next(self.select(sa.select(NOW)))[0] if self.database.remote else time.time()  # also asked for by threads of a live view
+        return is_held(row, float(now))
 
     def now(self) -> float:
         """Seconds since the epoch by the journal's clock, which its leases go by."""
@@ -231,6 +233,15 @@ class JournalReader:
         """The JSON of the person's answer for this step, if there is one."""
         query = sa.select(undecided.c.decision).where(undecided.c.scope == scope, undecided.c.seq == seq)
         return self._run(query).scalar()
+
+
+def with_chunks(id: str) -> sa.Select[Any]:
+    """The ids of a run and of those that have its chunks on a cluster."""
+    return sa.select(runs.c.id).where((runs.c.id == id) | _is_chunk_of(id))
+
+
+def _is_chunk_of(id: str) -> sa.ColumnElement[bool]:
+    return runs.c.spec == dumps({"chunk_of": id})
 
 
 def _sums() -> sa.Select[Any]:

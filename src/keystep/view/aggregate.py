@@ -7,6 +7,8 @@ last number seen, and what has filled the gaps before it. Reads are short (`BATC
 Memory does not grow with the steps: there are never more than `MOST_BINS` bins, which double their width, and a fixed number of hard steps.
 It grows with the places, by some hundred bytes each.
 
+The steps of a run on a cluster are those of its chunks.
+
 Limit: of the gaps in a place only the last `GAPS` are looked at again. A step that is decided after that many later ones have been seen is
 missing in a live view; never in a report of a run that has ended.
 """
@@ -24,6 +26,7 @@ import sqlalchemy as sa
 
 from keystep.lm.redact import redact
 from keystep.run.journal import Journal
+from keystep.run.journal_reader import with_chunks
 from keystep.run.tables import samples, scopes, steps
 
 MOST_BINS = 240
@@ -215,7 +218,7 @@ def samples_of(journal: Journal, hard: Iterable[Hard], limit: int) -> Iterator[A
 
 
 def _places(run: str, after: int) -> sa.Select[Any]:
-    return sa.select(scopes.c.id, scopes.c.path).where(scopes.c.run == run, scopes.c.id > after).order_by(scopes.c.id)
+    return sa.select(scopes.c.id, scopes.c.path).where(scopes.c.run.in_(with_chunks(run)), scopes.c.id > after).order_by(scopes.c.id)
 
 
 def _chosen(table: sa.Table, pairs: list[tuple[int, int]]) -> Iterator[sa.ColumnElement[bool]]:

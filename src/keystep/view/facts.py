@@ -21,6 +21,7 @@ from keystep.plan import Plan
 from keystep.run.builtin import BUILTIN, builtin
 from keystep.run.foreseen import beside
 from keystep.run.journal import Journal
+from keystep.run.journal_reader import with_chunks
 from keystep.run.tables import rows, runs, scopes, steps, undecided
 from keystep.view.aggregate import Aggregate, Hard, Sums, samples_of, steps_of
 
@@ -180,7 +181,7 @@ def _sizes(aggregate: Aggregate) -> list[dict[str, Any]]:
 
 def _waiting(journal: Journal, run: str) -> list[dict[str, Any]]:
     """Steps that no vote could decide: those that still wait for a person first."""
-    query = sa.select(undecided).join(scopes, undecided.c.scope == scopes.c.id).where(scopes.c.run == run)
+    query = sa.select(undecided).join(scopes, undecided.c.scope == scopes.c.id).where(scopes.c.run.in_(with_chunks(run)))
     query = query.order_by(undecided.c.decision.is_not(None), undecided.c.scope, undecided.c.seq).limit(WAITING)
     shown: list[dict[str, Any]] = []
     for found in journal.select(query):
@@ -198,14 +199,14 @@ def _rows(journal: Journal, run: str, spec: Mapping[str, Any], result: Mapping[s
     """Of a run over many inputs: how many rows came out how, and those that did not come out well."""
     most = spec.get("max_crashes") or MAX_CRASHES
     c = rows.c
-    query = sa.select(c.status, c.correct, c.crashes, sa.func.count().label("rows")).where(c.run == run)
+    query = sa.select(c.status, c.correct, c.crashes, sa.func.count().label("rows")).where(c.run.in_(with_chunks(run)))
     counts = {"finished": 0, "wrong": 0, "failed": 0, "set_aside": 0, "running": 0}
     for some in journal.select(query.group_by(c.status, c.correct, c.crashes)):
         name = some.status if some.status in ("finished", "failed") else "running"
         counts["set_aside" if name == "failed" and some.crashes >= most else name] += some.rows
         counts["wrong"] += some.rows if name == "finished" and some.correct == 0 else 0
     bad = sa.or_(c.status == "failed", c.correct == 0)
-    query = sa.select(c.row, c.status, c.crashes, c.result).where(c.run == run, bad)
+    query = sa.select(c.row, c.status, c.crashes, c.result).where(c.run.in_(with_chunks(run)), bad)
     shown: list[dict[str, Any]] = []
     for found in journal.select(query.order_by(c.row).limit(FAILED)):
         line = redact(json.loads(found.result))

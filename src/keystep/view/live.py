@@ -29,7 +29,8 @@ from keystep.errors import BadInput, KeystepError
 from keystep.lm.listen import listen
 from keystep.lm.redact import redact
 from keystep.run.journal import Journal
-from keystep.run.tables import runs, scopes
+from keystep.run.journal_reader import CHUNK
+from keystep.run.tables import runs
 from keystep.view.aggregate import Aggregate
 from keystep.view.facts import details, facts, run_row
 from keystep.view.page import live, panel, policy, render
@@ -147,7 +148,7 @@ class Watched:
 
 
 class Listed:
-    """The runs of the journal, newest first."""
+    """The runs of the journal, newest first; those on a cluster without their chunks."""
 
     def __init__(self, journal: Journal) -> None:
         self.journal = journal
@@ -163,11 +164,8 @@ class Listed:
 
     def _read(self) -> Markup:
         c, select = runs.c, self.journal.select
-        query = sa.select(c.id, c.name, c.status, c.started, c.updated, c.seconds, c.calls, c.owner, c.lease)
-        found = list(select(query.order_by(c.started.desc(), c.id).limit(LISTED)))
-        open_ones = [row.id for row in found if row.status != "finished"]
-        reached = sa.select(scopes.c.run, sa.func.sum(scopes.c.at).label("at")).where(scopes.c.run.in_(open_ones)).group_by(scopes.c.run)
-        steps = {row.run: int(row.at) for row in select(reached)} if open_ones else {}
+        query = sa.select(c.id, c.name, c.status, c.started, c.updated, c.seconds, c.calls, c.steps, c.owner, c.lease)
+        found = list(select(query.where(~CHUNK).order_by(c.started.desc(), c.id).limit(LISTED)))
         new = [row.id for row in found if row.status == "finished" and (row.id, row.updated) not in self._results]
         results = (
             {row.id: json.loads(row.result or "null") for row in select(sa.select(c.id, c.result).where(c.id.in_(new)))} if new else {}
@@ -176,14 +174,14 @@ class Listed:
             (row.id, row.updated): _came(results[row.id]) if row.id in results else self._results[row.id, row.updated]
             for row in found if row.status == "finished" and (row.id in results or (row.id, row.updated) in self._results)
         }  # fmt: skip
-        shown = [self._shown(row, steps) for row in found]
-        total = next(select(sa.select(sa.func.count().label("runs")).select_from(runs))).runs
+        shown = [self._shown(row) for row in found]
+        total = next(select(sa.select(sa.func.count().label("runs")).where(~CHUNK))).runs
         running = sum(each["verdict"] == "running" for each in shown)
         known = {"runs": shown, "total": total, "running": running, "journal": self.journal.url}
         return render("runs.html", **redact(known))
 
-    def _shown(self, row: Any, steps: dict[str, int]) -> dict[str, Any]:
-        came = self._results.get((row.id, row.updated), {"steps": steps.get(row.id) or None, "verdict": row.status})
+    def _shown(self, row: Any) -> dict[str, Any]:
+        came = self._results.get((row.id, row.updated), {"steps": row.steps or None, "verdict": row.status})
         if row.status == "running" and not self.journal.is_held(row._mapping):
             came = {**came, "verdict": "interrupted"}
         about = {"run": row.id, "name": row.name, "link": f"/runs/{quote(row.id, safe='')}", "calls": row.calls}
