@@ -83,11 +83,7 @@ def test_a_killed_worker_changes_nothing(ray, postgres, tmp_path):
     assert len(json.loads(command(app, ["runs", "--chunks", "--journal", url, "--json"]).stdout)) == 16
     assert len(command(app, ["export", "r", "--journal", url]).stdout.splitlines()) == 240
     reported = json.loads(command(app, ["report", "r", "--journal", url, "--json"]).stdout)
-    assert (reported["outcome"]["steps"], reported["outcome"]["rows"]["finished"], reported["figures"]["samples"]) == (
-        240,
-        60,
-        outcome.samples,
-    )
+    assert (reported["steps"], reported["rows"]["finished"], reported["samples"]) == (240, 60, outcome.samples)
     assert sum(each["steps"] for each in reported["sizes"]) == 240
     assert command(app, ["prune", "r", "--yes", "--journal", url]).exit_code == 0
     journal = Journal(url)
