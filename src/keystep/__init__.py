@@ -19,7 +19,8 @@ _WHERE = {
     "lm": ["LM", "Message", "Request", "Rotation", "Sample", "ToolCall", "lm"],
     "run.skills": ["PolicySkill", "PromptSkill", "ToolSkill"],
     "run": ["AheadBy", "Answer", "Budget", "Context", "First", "Flag", "Journal", "Majority", "Many", "ManyOutcome", "Mismatch", "Outcome",
-            "Procedure", "Run", "Sampling", "TooLong", "Unsure"],
+            "Procedure", "Run", "Sampling", "TooLong", "Unsure", "Work"],
+    "solve.solver": ["Solution", "Solver"],
     "run.voted": ["VoteKey", "Voted"],
 }  # fmt: skip
 _MODULE = {name: module for module, names in _WHERE.items() for name in names}

@@ -191,10 +191,10 @@ def test_the_progress_line(use, rows, monkeypatch, capsys):
     use(Worker([1.0], pause=True))
     job = Job(procedure="ledger", settings={"words": 5}, inputs="rows.csv", first=True)
     base = job.build_procedure()
-    run = job.build_run(base, job.build_lm(), Journal())
+    run = job.build_run(job.build_lm(), Journal())
     asyncio.run(module.follow_rows(run, job.build_many(base), quiet=False))
     assert "9 of 9 rows · 27 steps" in shown.getvalue() and "0:00 left" in shown.getvalue()
-    asyncio.run(module.follow_rows(job.build_run(base, job.build_lm(), Journal()), job.build_many(base), quiet=True))
+    asyncio.run(module.follow_rows(job.build_run(job.build_lm(), Journal()), job.build_many(base), quiet=True))
     assert shown.getvalue().count("9 of 9 rows") == 1
 
 

@@ -86,7 +86,7 @@ def _measure(
     id = f"bench-{about['benchmark']}-{_digest(about)}"
     lm, store = job.build_lm(), open_journal(journal, must_exist=False)
     try:
-        run = job.build_run(work.first, lm, store, id)
+        run = job.build_run(lm, store, id)
         run.spec = None  # `keystep resume` does not know how to go on with it; the same command does
         outcome = _carry_out(run, work, quiet)
         failures = [json.loads(line) for line in store.row_lines(id, "failed")]

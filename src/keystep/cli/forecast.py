@@ -79,7 +79,7 @@ def forecast(
     async def made() -> Forecast:
         lm = job.build_lm()
         # A run never begun: only for what it asks with.
-        asking = job.build_run(work, lm, Journal(None)).asking
+        asking = job.build_run(lm, Journal(None)).asking
         try:
             return await calibrated(asking, work, quiet, truth, reference, **options)
         finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from keystep.lm.base import LM
 from keystep.lm.embedded.cores import available
 from keystep.run import AheadBy, Budget, First, Journal, Majority, Many, Procedure, Run, Sampling, TooLong
 from keystep.run.builtin import BUILTIN, builtin
-from keystep.run.many import Build, input_rows
+from keystep.run.many import input_rows
 from keystep.run.procedure_file import YamlProcedure, from_file
 from keystep.run.vote import Rule
 
@@ -128,13 +128,15 @@ class Job(BaseModel):
         texts = {name for name, value in base.form.state.items() if isinstance(value, str)} if isinstance(base, YamlProcedure) else set()
         rows = input_rows(Path(self.inputs or ""), texts)
         if self.on is None:
-            return Many(self._of_row(base), rows, results=self.results, **self._limits())
+            return Many(self.of_row(base), rows, results=self.results, **self._limits())
         from keystep.run.cluster import OnRay
 
         begin, address = partial(begin_chunk, self.model_dump(mode="json")), None if self.on == "ray" else self.on
-        return OnRay(self._of_row(base), rows, begin, address=address, results=self.results, **self._limits())
+        return OnRay(self.of_row(base), rows, begin, address=address, results=self.results, **self._limits())
 
-    def _of_row(self, base: Procedure) -> Build:
+    def of_row(self, base: Procedure) -> Callable[[Mapping[str, Any]], Procedure]:
+        """`base` with the settings of a row."""
+
         def build(row: Mapping[str, Any]) -> Procedure:
             settings = {**self.settings, **row}
             if isinstance(base, YamlProcedure):
@@ -179,9 +181,7 @@ class Job(BaseModel):
     def budget(self) -> Budget:
         return Budget(calls=self.budget_calls, tokens=self.budget_tokens, cost=self.budget_cost, seconds=self.budget_seconds)
 
-    def build_run(
-        self, procedure: Procedure, model: LM, journal: Journal, id: str | None = None, tracing: Tracing | None = None
-    ) -> Run:  # fmt: skip
+    def build_run(self, model: LM, journal: Journal, id: str | None = None, tracing: Tracing | None = None) -> Run:
         if self.record:
             from keystep.lm.replay import Record
 
@@ -201,9 +201,9 @@ def begin_chunk(
     if not job.replay and job.processes is None and job.model.startswith("embedded"):
         job = job.model_copy(update={"processes": 1})  # the cluster has a task on every core
     base = job.build_procedure()
-    run = job.build_run(base, job.build_lm(), journal, id)
+    run = job.build_run(job.build_lm(), journal, id)
     run.asking = replace(run.asking, budget=budget)
-    return run, Many(job._of_row(base), rows, since=since, **job._limits())
+    return run, Many(job.of_row(base), rows, since=since, **job._limits())
 
 
 def absolute(path: str | None) -> str | None:

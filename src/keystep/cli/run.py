@@ -128,7 +128,7 @@ def run(
     if dry_run:
         from keystep.cli.dry import dry
 
-        dry(job, many.first if many else work, lm, as_json)
+        dry(job, job.of_row(work)(many.rows[0]) if many else work, lm, as_json)
         if many:
             typer.echo(f"note: this is row 0 of {many.total:,} alone", err=True)
         return
@@ -187,7 +187,7 @@ def _latest(store: Journal, journal: str) -> str:
 def _built(job: Job, work: Any, lm: Any, store: Journal, id: str | None, tracing: Tracing | None) -> Run:
     with warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always")
-        built = job.build_run(work, lm, store, id, tracing)
+        built = job.build_run(lm, store, id, tracing)
     for note in notes:
         typer.echo(f"note: {note.message}", err=True)
     return built

@@ -5,7 +5,7 @@ from keystep.run.budget import Budget
 from keystep.run.flags import Flag, Mismatch, TooLong, Unsure
 from keystep.run.journal import Journal
 from keystep.run.many import Many, ManyOutcome
-from keystep.run.procedure import Procedure
+from keystep.run.procedure import Procedure, Work
 from keystep.run.run import Context, Outcome, Run
 from keystep.run.vote import AheadBy, First, Majority
 
@@ -27,4 +27,5 @@ __all__ = [
     "Sampling",
     "TooLong",
     "Unsure",
+    "Work",
 ]

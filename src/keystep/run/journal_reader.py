@@ -204,6 +204,12 @@ class JournalReader:
         """`totals` over the steps of one scope."""
         return {name: _plain(name, value) for name, value in self._run(_sums().where(steps.c.scope == scope)).mappings().one().items()}
 
+    def place_sums(self, run: str, path: str) -> dict[str, float]:
+        """`totals` over the steps of a place of a run and of all places below it."""
+        here = sa.or_(scopes.c.path == path, scopes.c.path.startswith(f"{path}/", autoescape=True))
+        query = _sums().join(scopes, steps.c.scope == scopes.c.id).where(scopes.c.run == run, here)
+        return {name: _plain(name, value) for name, value in self._run(query).mappings().one().items()}
+
     def row_verdicts(self, *ids: str) -> dict[bool | None, int]:
         """How many finished rows of runs are right (True), wrong (False), or could not be checked (None)."""
         query = sa.select(rows.c.correct, sa.func.count().label("n")).where(rows.c.run.in_(ids), rows.c.status == "finished")

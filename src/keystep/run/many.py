@@ -29,7 +29,7 @@ from keystep.errors import BadInput, BudgetSpent, Busy, ChangedWork, JournalErro
 from keystep.lm.base import run_sync
 from keystep.lm.redact import redact
 from keystep.run.canonical import dumps
-from keystep.run.procedure import Procedure
+from keystep.run.procedure import Procedure, Work
 from keystep.run.records import records
 from keystep.run.run import Context, Outcome, Run
 from keystep.run.yaml_text import Document
@@ -37,7 +37,7 @@ from keystep.run.yaml_text import Document
 UNREACHED = 5  # rows that fail in succession for want of an answer, without a step between: then the model is taken as gone
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,17})")
 
-Build = Callable[[Mapping[str, Any]], Procedure]
+Build = Callable[[Mapping[str, Any]], Work]
 
 
 class Rows(BaseModel):
@@ -58,10 +58,10 @@ class ManyOutcome(Outcome):
 
 
 class Many:
-    """A procedure for every row.
+    """A procedure, or other work, for every row.
 
     Args:
-        build: the procedure of one row.
+        build: the work of one row.
         rows: the settings of each, as JSON.
         results: a JSONL file that gets one line per row as it ends: {row, ok, result, correct, first_error_step, steps, samples, error}.
             A resume writes it anew from the journal, which is the truth.
@@ -70,7 +70,7 @@ class Many:
         since: the number of the first row, where these are a part of a longer table (`keystep.run.cluster`).
 
     While it is executed `finished`, `failed` and `set_aside` count rows, and the run's `expected` is the steps of all, where known.
-    `first` is the procedure of row 0.
+    `first` is the work of row 0.
 
     Raises:
         BadInput: there are no rows, `build` refuses one of them (the message names it), or a number is below 1.
@@ -135,7 +135,8 @@ class Many:
         if self.results is not None and not run.journal.run(run.id, missing_ok=True):
             _check_new(self.results)
         inputs = blake2b(dumps([dict(row) for row in self.rows], "rows").encode(), digest_size=16).hexdigest()
-        work = {"name": self.first.name, "procedure": self.first.identity(), "sampling": dict(self.first.sampling), "inputs": inputs}
+        sampling = dict(self.first.sampling) if isinstance(self.first, Procedure) else {}
+        work = {"name": self.first.name, "procedure": self.first.identity(), "sampling": sampling, "inputs": inputs}
         run._begin({"rows": work | dict(more)})
         run.expected, self._stop = self._steps, None
 
@@ -218,10 +219,9 @@ class Many:
         scope = journal.begin_row(run.id, number, path)
         try:
             procedure = self.build(self.rows[number - self.since])
-            result = await Context(run, path).carry_out(procedure, None, None)
+            result = await procedure.carry_out(Context(run, path))
             dumps(result, "result").encode()
-            wrong = None if procedure.check is None else procedure.check(row.answer for row in journal.rows(scope))
-            correct = None if procedure.check is None else wrong is None
+            correct, wrong = procedure.verdict(result, (row.answer for row in journal.rows(scope)))
             self._end(run, number, scope, "finished", result=result, correct=correct, wrong=wrong)
             return
         except BudgetSpent as error:  # the others finish what they have asked for, and come here with their next step
@@ -257,12 +257,13 @@ class Many:
         """Journal how a row ended, then append its line to the results file."""
         journal, (crashes, at) = run.journal, self._crashes[number]
         sums = journal.row_sums(scope)
+        spent = sums if isinstance(self.first, Procedure) else journal.place_sums(run.id, f"row{number}")  # a loop has no places below
         if error is not None:
             error = redact(error).encode(errors="replace").decode()
         line = json.dumps(
             {
                 "row": number, "ok": error is None, "result": result, "correct": correct, "first_error_step": wrong,
-                "steps": sums["steps"], "samples": sums["samples"], "error": error,
+                "steps": spent["steps"], "samples": spent["samples"], "error": error,
             },
             ensure_ascii=False,
         )  # fmt: skip
@@ -314,7 +315,7 @@ def _check_new(path: Path) -> None:
         raise BadInput(f"cannot be written ({error})", field="results", value=str(path), mend="name another file") from None
 
 
-def _checked(build: Build, rows: Sequence[Mapping[str, Any]]) -> tuple[Procedure, int | None]:
+def _checked(build: Build, rows: Sequence[Mapping[str, Any]]) -> tuple[Work, int | None]:
     """The first row's procedure and the steps of all rows, where known; every row is built once to see that it can be."""
     if not rows:
         raise BadInput("there are no rows", field="inputs", mend="add one")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from keystep.lm.base import Prompt
 from keystep.plan import Plan
@@ -16,8 +16,33 @@ from keystep.run.ask import Asking, Sampling, plain
 from keystep.run.flags import RedFlag
 from keystep.skill import SkillLibrary
 
+if TYPE_CHECKING:
+    from keystep.run.run import Context
 
-class Procedure(ABC):
+
+class Work(ABC):
+    """What can be one row of many inputs: a procedure, or anything else that carries itself out in a place of a run."""
+
+    name: str = "work"
+
+    @abstractmethod
+    async def carry_out(self, ctx: Context) -> Any:
+        """Do it, with all asking and executing in `ctx`, in an order that is always the same; gives the result, as JSON."""
+
+    @abstractmethod
+    def identity(self) -> Any:
+        """What decides its results, as JSON: its text, settings, version."""
+
+    def total(self) -> int | None:
+        """How many steps it takes, where that is known beforehand."""
+        return None
+
+    def verdict(self, result: Any, answers: Iterable[Any]) -> tuple[bool | None, int | None]:
+        """Whether it came out right, and the number of the first wrong one of its place's steps; None where nobody can tell."""
+        return None, None
+
+
+class Procedure(Work):
     """Derive from this, or write a YAML file (`keystep init`).
 
     States and answers are JSON values. `update` must be a pure function: after a crash it is applied again to the journaled answers, and
@@ -79,9 +104,14 @@ class Procedure(ABC):
         """How many steps it takes, where that is known beforehand: it ends there, right or wrong."""
         return None
 
-    @abstractmethod
-    def identity(self) -> Any:
-        """What decides its results, as JSON: its text, settings, version."""
+    async def carry_out(self, ctx: Context) -> Any:
+        return await ctx.follow(self)
+
+    def verdict(self, result: Any, answers: Iterable[Any]) -> tuple[bool | None, int | None]:
+        if self.check is None:
+            return None, None
+        wrong = self.check(answers)
+        return wrong is None, wrong
 
 
 def adapted(asking: Asking, procedure: Procedure) -> Asking:

@@ -31,7 +31,7 @@ from keystep.run.faults import point
 from keystep.run.flags import RedFlag
 from keystep.run.journal import Journal
 from keystep.run.journal_reader import Row
-from keystep.run.procedure import Procedure, adapted
+from keystep.run.procedure import Procedure, Work, adapted
 from keystep.run.vote import AheadBy, Rule
 from keystep.skill import SkillLibrary
 from keystep.task import Task
@@ -157,8 +157,9 @@ class Run:
         return outcome
 
     async def solve(self, method: Any, task: Task) -> Any:
-        """Have a solver (`method.solve(task, context)`) work on a task."""
-        about = {"method": type(method).__name__, "settings": repr(method), "task": task.model_dump(mode="json")}
+        """Have a solver (`keystep.solve.solver.Solver`) work on a task."""
+        settings = method.identity() if hasattr(method, "identity") else repr(method)
+        about = {"method": type(method).__name__, "settings": settings, "task": task.model_dump(mode="json")}
         place = self._begun(lambda: about)
         try:
             answer = await method.solve(task, place)
@@ -347,18 +348,18 @@ class Context:
         """Carry out a plan or a procedure below here; gives the plan's output, or the procedure's last state."""
         return await self.below().carry_out(work, library, inputs)
 
-    async def carry_out(self, work: Plan | Procedure, library: SkillLibrary | None, inputs: Mapping[str, Any] | None) -> Any:
+    async def carry_out(self, work: Plan | Work, library: SkillLibrary | None, inputs: Mapping[str, Any] | None) -> Any:
         """`execute` in this very place."""
-        if isinstance(work, Procedure):
-            return await self._follow(work)
+        if isinstance(work, Work):
+            return await work.carry_out(self)
         from keystep.run.execute import execute
 
         if library is None:
             raise BadInput("a plan needs a library of skills", field="library")
         return await execute(self, work, library, inputs or {})
 
-    async def _follow(self, procedure: Procedure) -> Any:
-        """The loop: prompt, ask, update, journal."""
+    async def follow(self, procedure: Procedure) -> Any:
+        """A procedure's loop in this very place: prompt, ask, update, journal."""
         run = self.run
         scope, at, state = run.journal.open_scope(run.id, self.path)
         if at == 0:

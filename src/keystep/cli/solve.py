@@ -1,0 +1,177 @@
+"""`keystep solve`: a question, or a file of them, for one of the solvers of `keystep.solve`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from keystep.cli.defaults import JOURNAL, MODEL, number_option, whole_option
+from keystep.errors import BadInput, KeystepError
+
+if TYPE_CHECKING:
+    from keystep.cli.job import Job
+    from keystep.run import Journal, ManyOutcome, Run
+    from keystep.solve.solver import Solver
+
+SHOWN = 5  # failed questions that are named
+
+
+def solve(
+    method: Annotated[str | None, typer.Argument(metavar="[METHOD]", help="A solver; lists them when left out.")] = None,
+    question: Annotated[str | None, typer.Argument(metavar="[QUESTION]", help="What to solve.")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A setting of the solver.")] = None,
+    given: Annotated[list[str] | None, typer.Option("--input", metavar="NAME=VALUE", help="What else the solver reads.")] = None,
+    inputs: Annotated[str | None, typer.Option(metavar="FILE", help='Solve all rows (.jsonl, .csv): {"question", "answer"}.')] = None,
+    results: Annotated[str | None, typer.Option(metavar="FILE", help="Gets a line per row (default: beside the inputs).")] = None,
+    model: Annotated[str, typer.Option(help="`keystep models` lists them.", rich_help_panel="Model")] = MODEL,
+    base_url: Annotated[str | None, typer.Option(help="The server of an openai:MODEL.", rich_help_panel="Model")] = None,
+    api_key_env: Annotated[str | None, typer.Option(metavar="VARIABLE", help="Where its key is.", rich_help_panel="Model")] = None,
+    prices: Annotated[str | None, typer.Option(metavar="FILE", help="A JSON table of prices per model.", rich_help_panel="Model")] = None,
+    ahead_by: Annotated[int | None, whole_option("Every call votes: first to lead by K.", "Vote")] = None,
+    majority: Annotated[int | None, whole_option("Every call votes: the most votes of N.", "Vote")] = None,
+    first: Annotated[bool, typer.Option("--first", help="One valid answer a call (the default).", rich_help_panel="Vote")] = False,
+    cap: Annotated[int | None, whole_option("Most samples of one call (default: 100).", "Vote")] = None,
+    temperature: Annotated[float, number_option("Of sampling; 0 (the default) is greedy.", "Sampling")] = 0.0,
+    max_tokens: Annotated[int | None, whole_option("Most tokens of one answer (default: 512).", "Sampling")] = None,
+    seed: Annotated[int, whole_option("Of every random draw.", "Sampling")] = 0,
+    budget_calls: Annotated[int | None, whole_option("Stop after so many samples.", "Budget")] = None,
+    budget_tokens: Annotated[int | None, whole_option("Stop after so many tokens.", "Budget")] = None,
+    budget_cost: Annotated[float | None, number_option("Stop after so much money.", "Budget")] = None,
+    budget_seconds: Annotated[float | None, number_option("Stop after so many seconds.", "Budget")] = None,
+    concurrency: Annotated[int, whole_option("Questions under way at once.", "Many inputs")] = 64,
+    journal: Annotated[str, typer.Option(metavar="URL", help="Where the run is kept: a path or a database URL.")] = JOURNAL,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:  # fmt: skip
+    """Solve a question, or every question of a file, with one of the published solvers.
+
+    The same command again goes on where it stopped. Exit code: 0 solved (right or not), 2 bad input, 3 stopped, or some got no answer.
+    """
+    flags = dict(locals())
+    from keystep.cli.job import Job, open_journal
+    from keystep.solve.solver import SOLVERS, solver, task_of
+
+    if method is None:
+        typer.echo(json.dumps(sorted(SOLVERS)) if as_json else "\n".join(sorted(SOLVERS)))
+        return
+    chosen = solver(method, _pairs("--set", settings))
+    if (question is None) == (inputs is None):
+        mend = "write: keystep solve METHOD 'the question', or: keystep solve METHOD --inputs FILE"
+        raise BadInput("is wanted, or --inputs FILE, and not both", field="QUESTION", value=question, mend=mend)
+    kept = ("model", "base_url", "api_key_env", "prices", "ahead_by", "majority", "cap", "temperature", "max_tokens", "seed",
+            "budget_calls", "budget_tokens", "budget_cost", "budget_seconds")  # fmt: skip
+    job = Job.of({
+        **{name: flags[name] for name in kept}, "procedure": f"solve {method}", "first": first or not (ahead_by or majority),
+    })  # fmt: skip
+    asked = [chosen.identity(), _pairs("--input", given), question, inputs and str(Path(inputs).resolve())]
+    asked.append(job.model_dump(mode="json", exclude={"budget_calls", "budget_tokens", "budget_cost", "budget_seconds"}))
+    id = f"solve-{method}-{blake2b(json.dumps(asked, sort_keys=True).encode(), digest_size=5).hexdigest()}"
+    store = open_journal(journal, must_exist=False)
+    try:
+        if question is not None:
+            _one(chosen, task_of({"question": question, **_pairs("--input", given)}), job, store, id, as_json)
+        else:
+            assert inputs is not None
+            _all(chosen, inputs, results, concurrency, job, store, id, as_json, quiet)
+    finally:
+        store.close()
+
+
+def _pairs(flag: str, texts: list[str] | None) -> dict[str, Any]:
+    from keystep.run.procedure_file import parse_setting
+
+    pairs = [parse_setting(text) for text in texts or ()]
+    if len(dict(pairs)) < len(pairs):
+        raise BadInput("is given twice", field=flag, value=[name for name, _ in pairs], mend="give every name once")
+    return dict(pairs)
+
+
+def _run(job: Job, store: Journal, id: str) -> Run:
+    from keystep.run import Run
+
+    return Run(job.build_lm(), vote=job.rule(), journal=store, seed=job.seed, id=id, sampling=job.sampling(), budget=job.budget())
+
+
+def _one(chosen: Solver, task: Any, job: Job, store: Journal, id: str, as_json: bool) -> None:
+    run = _run(job, store, id)
+
+    async def work() -> Any:
+        try:
+            return await run.solve(chosen, task)
+        finally:
+            await run.asking.lm.close()
+
+    try:
+        found = asyncio.run(work())
+    except KeystepError as error:
+        typer.echo(f"error: {error}", err=True)
+        if error.exit_code == 3:
+            typer.echo("what was decided is kept; the same command goes on", err=True)
+        raise typer.Exit(error.exit_code) from None
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        typer.echo("stopped; what was decided is kept; the same command goes on", err=True)
+        raise typer.Exit(3) from None
+    if not as_json:
+        typer.echo(found.answer)
+        return
+    meter = run.meter
+    spent = {"steps": meter.steps, "samples": meter.calls, "flagged": meter.flagged, "tokens_in": meter.tokens_in,
+             "tokens_out": meter.tokens_out, "cost": meter.cost, "seconds": round(meter.seconds, 3)}  # fmt: skip
+    typer.echo(json.dumps({"method": chosen.name, "run_id": id, **found.model_dump(mode="json"), **spent}))
+
+
+def _all(
+    chosen: Solver, inputs: str, results: str | None, concurrency: int, job: Job, store: Journal, id: str, as_json: bool, quiet: bool
+) -> None:
+    """Every row of a file, and how many came out right where that is known."""
+    from keystep.cli.rows import follow_rows
+    from keystep.run import Many
+    from keystep.run.many import input_rows
+    from keystep.solve.solver import Solving, task_of
+
+    rows = input_rows(Path(inputs), frozenset({"question", "goal", "answer"}))
+    where = results or f"{inputs.removesuffix(Path(inputs).suffix)}.results.jsonl"
+    many = Many(lambda row: Solving(chosen, task_of(row)), rows, results=where, concurrency=concurrency)
+    run = _run(job, store, id)
+    try:
+        outcome = asyncio.run(follow_rows(run, many, quiet))
+    except KeystepError as error:
+        typer.echo(f"error: {error}", err=True)
+        if error.exit_code == 3:
+            typer.echo(f"{many.finished:,} of {many.total:,} questions are answered; the same command goes on", err=True)
+        raise typer.Exit(error.exit_code) from None
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        typer.echo(f"stopped with {many.finished:,} of {many.total:,} questions answered; the same command goes on", err=True)
+        raise typer.Exit(3) from None
+    _report(chosen, outcome, store.row_verdicts(id), where, as_json)
+    for line in many.failures(run, SHOWN):
+        failure = json.loads(line)
+        typer.echo(f"row {failure['row']} got no answer: {failure['error']}", err=True)
+    left = outcome.rows.failed + outcome.rows.set_aside
+    if left:
+        typer.echo(f"{left} of {outcome.rows.total} questions got no answer; the same command asks for those again", err=True)
+        raise typer.Exit(3)
+
+
+def _report(chosen: Solver, outcome: ManyOutcome, verdicts: dict[bool | None, int], where: str, as_json: bool) -> None:
+    """What came out. A question without an answer counts as wrong where others of the file could be judged."""
+    from keystep.run.forecast import wilson
+
+    right = verdicts.get(True, 0)
+    judged = right + verdicts.get(False, 0) + ((outcome.rows.failed + outcome.rows.set_aside) if right or verdicts.get(False) else 0)
+    interval = wilson(right, judged) if judged else None
+    spent = outcome.model_dump(mode="json", include={"run_id", "samples", "flagged", "tokens_in", "tokens_out", "cost", "seconds"})
+    found = {"method": chosen.name, "questions": outcome.rows.total, "answered": outcome.rows.finished, "right": right, "judged": judged,
+             "accuracy": right / judged if judged else None, "interval": interval, "results": where, **spent}  # fmt: skip
+    if as_json:
+        typer.echo(json.dumps(found))
+        return
+    typer.echo(f"{chosen.name}: {outcome.rows.finished:,} of {outcome.rows.total:,} questions answered, {outcome.samples:,} samples")
+    if interval is not None:
+        typer.echo(f"{right:,} of {judged:,} right: {right / judged:.1%} (95 %: {interval[0]:.1%} to {interval[1]:.1%})")
+    typer.echo(f"results in {where}")
