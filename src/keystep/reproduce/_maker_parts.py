@@ -10,7 +10,7 @@ from its *true* state, side by side: a run is free of errors if and only if all 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,8 +45,8 @@ class Setting:
 
     target: float = 0.95  # probability that a whole run is right
     sample: int = 200  # steps of a forecast
-    disks: dict[int, int] = field(default_factory=lambda: {4: 20, 6: 20, 8: 20, 10: 8, 12: 2})
-    ledgers: dict[int, int] = field(default_factory=lambda: {8: 20, 32: 20, 128: 20, 512: 8, 2048: 2})
+    disks: dict[int, int] = field(default_factory=lambda: {4: 20, 6: 20, 8: 20, 10: 6, 12: 1})
+    ledgers: dict[int, int] = field(default_factory=lambda: {8: 20, 32: 20, 128: 20, 512: 5, 2048: 1})
     words: int = 100
     ledger_heat: float = 0.7
     vote_disks: int = 8
@@ -55,12 +55,12 @@ class Setting:
     parser_disks: int = 8
     parser_heat: float = 1.6
     parser_margin: int = 2
-    parser_runs: int = 8
+    parser_runs: int = 6
     call_steps: int = 500
     call_sizes: tuple[int, ...] = (1, 2, 5, 10)
     call_heats: tuple[float, ...] = (0.5, 0.7)
-    call_runs: int = 2
-    apart_disks: int = 11
+    apart_disks: int = 12
+    apart_best: int = 2  # members that vote alone, those that are right most often
     apart_margin: int = 3
     weak_member: int = 4
     weak_disks: int = 9
@@ -82,16 +82,20 @@ class Votes:
 # (a), (b), (c): single calls, and whole runs with the k of the forecast.
 
 
-def single_calls(seed: int, setting: Setting) -> list[Row]:
-    """The exact chance of every member to do the whole task by itself, one sampled call a step, and whether it does it greedily."""
+def single_calls(seeds: Sequence[int], setting: Setting) -> list[Row]:
+    """The exact chance of every member to do the whole task by itself, one sampled call a step, and whether it does it greedily. A tower is
+    the same for all seeds."""
     rows = []
-    for task, procedure, _, heat in _lengths(seed, setting):
-        p, greedy = exact(procedure, heat)
-        for member, (chances, right) in enumerate(zip(p, greedy, strict=True)):
-            rows.append(
-                {"task": task, "length": _total(procedure), "member": member, "p": float(chances.mean()), "tried": 1,
-                 "sampled": float(np.exp(np.log(np.maximum(chances, 1e-300)).sum())), "greedy": int(right.all())}
-            )  # fmt: skip
+    for seed in seeds:
+        for each in _lengths(seed, setting):
+            if each.task == "hanoi" and seed != seeds[0]:
+                continue
+            p, greedy = exact(each.procedure, each.heat)
+            for member, (chances, right) in enumerate(zip(p, greedy, strict=True)):
+                rows.append(
+                    {"task": each.task, "length": _total(each.procedure), "member": member, "p": float(chances.mean()), "tried": 1,
+                     "sampled": float(np.exp(np.log(np.maximum(chances, 1e-300)).sum())), "greedy": int(right.all())}
+                )  # fmt: skip
     return rows
 
 
@@ -101,29 +105,39 @@ def followed(lm: LM, seeds: Sequence[int], setting: Setting) -> list[Row]:
     async def all_seeds(name: str) -> list[Row]:
         work = []
         for seed in seeds:
-            _, procedure, _, heat = [each for each in _lengths(seed, setting) if each[0] == name][-1]
-            work.append(compare(_run(lm, seed, heat).asking, procedure))
+            longest = [each for each in _lengths(seed, setting) if each.task == name][-1]
+            work.append(compare(_run(lm, seed, longest.heat).asking, longest.procedure))
         ways = [way for found in await asyncio.gather(*work) for way in found]
         return [
-            {"task": name, "length": _total(procedure), "way": way.way, "tried": 1, "right": int(way.correct is True),
+            {"task": name, "length": _total(longest.procedure), "way": way.way, "tried": 1, "right": int(way.correct is True),
              "first_errors": [way.first_error_step]} for way in ways
         ]  # fmt: skip
 
     return [row for name in ("hanoi", "ledger") for row in asyncio.run(all_seeds(name))]
 
 
-def whole_runs(lm: LM, seed: int, setting: Setting) -> list[Row]:
-    """A forecast for every length, and whole runs with the k that it names."""
-    rows = []
-    for task, procedure, runs, heat in _lengths(seed, setting):
-        seen = foreseen(lm, procedure, seed, heat, setting)
+def whole_runs(lm: LM, seeds: Sequence[int], setting: Setting, tick: Callable[[], object]) -> list[Row]:
+    """A forecast for every length and seed, and whole runs with the k that it names; those of all seeds side by side."""
+
+    async def one(seed: int, each: Length) -> Row:
+        steps = _total(each.procedure)
+        seen = await foreseen(lm, each.typical, seed, each.heat, setting, steps=steps)
+        run = _run(lm, seed, each.heat, AheadBy(seen.k, seen.cap))
+        came = await Many(lambda row: each.procedure, [{"run": number} for number in range(each.runs)], concurrency=each.runs).execute(run)
+        run.close()
+        tick()
         p, v = seen.p.value, seen.v.value
-        rows.append(
-            {"task": task, "length": seen.steps, "k": [seen.k], "p": p, "v": v, "promised": seen.success.value,
-             "votes_by_theory": theory.mean_votes(p, seen.k) / v, "real_margin": theory.real_margin(p, seen.steps, setting.target),
-             **carried_out(lm, procedure, seed, heat, AheadBy(seen.k, seen.cap), runs)}
-        )  # fmt: skip
-    return rows
+        return {
+            "task": each.task, "length": steps, "k": [seen.k], "p": p, "v": v, "promised": seen.success.value,
+            "votes_by_theory": theory.mean_votes(p, seen.k) / v, "real_margin": theory.real_margin(p, steps, setting.target),
+            "runs": each.runs, "error_free": came.rows.finished - came.rows.wrong, "steps": came.steps, "samples": came.samples,
+            "flagged": came.flagged,
+        }  # fmt: skip
+
+    async def at_once(every: Iterable[Length]) -> list[Row]:
+        return await asyncio.gather(*(one(seed, each) for seed, each in zip(seeds, every, strict=True)))
+
+    return [row for every in zip(*(_lengths(seed, setting) for seed in seeds), strict=True) for row in asyncio.run(at_once(every))]
 
 
 def votes_per_step(lm: LM, seed: int, setting: Setting) -> list[Row]:
@@ -131,7 +145,7 @@ def votes_per_step(lm: LM, seed: int, setting: Setting) -> list[Row]:
     rows = []
     procedure = Hanoi(setting.vote_disks)
     for heat in setting.vote_heats:
-        seen = foreseen(lm, procedure, seed, heat, setting)
+        seen = asyncio.run(foreseen(lm, procedure, seed, heat, setting))
         p, v = seen.p.value, seen.v.value
         for k in setting.vote_margins:
             found = votes(lm, procedure, seed, heat, AheadBy(k, seen.cap))
@@ -165,18 +179,20 @@ def parsers(lm: LM, seed: int, setting: Setting) -> list[Row]:
 
 
 def steps_per_call(lm: LM, seed: int, setting: Setting) -> list[Row]:
-    """Whole runs of one ledger with m steps in every call; k and the cost by the theory from a forecast with one step a call."""
+    """One ledger with m steps in every call; k and the cost by the theory from a forecast with one step a call."""
     rows = []
     procedure = Ledger(setting.call_steps, setting.words, seed)
     for heat in setting.call_heats:
-        seen = foreseen(lm, procedure, seed, heat, setting)
+        seen = asyncio.run(foreseen(lm, procedure, seed, heat, setting))
         p, v = seen.p.value, seen.v.value
         for m in setting.call_sizes:
             k = theory.least_margin(p, seen.steps, setting.target, m)
             cost = theory.expected_cost(p, seen.steps, setting.target, per_call=m, valid=v**m) / seen.steps
-            work = Several(procedure, m)
-            found = carried_out(Chained(lm, procedure), work, seed, heat, AheadBy(k, 1000), setting.call_runs)
-            rows.append({"heat": heat, "size": m, "k": [k], "p": p, "v": v, "by_formula": cost, **found})
+            found = votes(Chained(lm, procedure), Several(procedure, m), seed, heat, AheadBy(k, 1000))
+            rows.append(
+                {"heat": heat, "size": m, "k": [k], "p": p, "v": v, "by_formula": cost, "runs": 1, "error_free": int(found.right.all()),
+                 "steps": seen.steps, "calls": found.samples, "flagged": found.flagged}
+            )  # fmt: skip
     return rows
 
 
@@ -184,12 +200,12 @@ def steps_per_call(lm: LM, seed: int, setting: Setting) -> list[Row]:
 
 
 def decorrelation(seed: int, setting: Setting) -> list[Row]:
-    """Votes at every step of one tower, by the ensemble and by each of its members alone."""
+    """Votes at every step of one tower, by the ensemble and by each of its best members alone."""
     rows = []
     procedure = Hanoi(setting.apart_disks)
     p, _ = exact(procedure, HEAT)
-    for name in _workers(len(p)):
-        own = p.mean(0) if name == "embedded" else p[int(name[-1])]
+    best = sorted(np.argsort(-p.mean(1))[: setting.apart_best].tolist())
+    for name, own in (("embedded", p.mean(0)), *((f"embedded:{member}", p[member]) for member in best)):
         found = votes(Embedded(name), procedure, seed, HEAT, AheadBy(setting.apart_margin))
         wrong = int((~found.right).sum())
         rows.append(
@@ -207,7 +223,7 @@ def systematic(seed: int, setting: Setting) -> list[Row]:
     alone = f"embedded:{setting.weak_member}"
     for name, own in ((alone, p[setting.weak_member]), ("embedded", p.mean(0))):
         lm = Embedded(name)
-        seen = foreseen(lm, procedure, seed, HEAT, setting, sample=len(own))
+        seen = asyncio.run(foreseen(lm, procedure, seed, HEAT, setting, sample=len(own)))
         named = [int(step.step) for step in seen.hard_steps if step.systematic]
         for k in setting.weak_margins if name == alone else [seen.k]:
             right = votes(lm, procedure, seed, HEAT, AheadBy(k, max(seen.cap, 1000))).right
@@ -234,18 +250,45 @@ def _together(values: list[Any]) -> Any:
     return sum(values) if isinstance(values[0], int) else float(f"{np.mean(values):.6g}")
 
 
+def samples_per_step(row: Row) -> float:
+    """Votes per step."""
+    return float(row["samples"] / row["steps"])
+
+
+def written_per_step(row: Row) -> float:
+    """Steps written for every step of the task."""
+    return float(row["size"] * row["calls"] / row["steps"])
+
+
+def grouped(rows: Sequence[Row], column: str) -> dict[Any, list[Row]]:
+    groups: dict[Any, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row[column], []).append(row)
+    return groups
+
+
 # The engine's work.
 
 
-def _lengths(seed: int, setting: Setting) -> list[tuple[str, Procedure, int, float]]:
-    """(task, procedure, whole runs, temperature), the shortest of each task first."""
-    towers = [("hanoi", Hanoi(disks), runs, HEAT) for disks, runs in setting.disks.items()]
-    sums = [("ledger", Ledger(steps, setting.words, seed), runs, setting.ledger_heat) for steps, runs in setting.ledgers.items()]
-    return [*towers, *sums]
+@dataclass(frozen=True, slots=True)
+class Length:
+    """A task at one length. `typical` is what a forecast for it samples: steps of a ledger are alike at any length, those of towers not."""
+
+    task: str
+    procedure: Procedure
+    typical: Procedure
+    runs: int
+    heat: float
 
 
-def _workers(members: int) -> list[str]:
-    return ["embedded", *(f"embedded:{member}" for member in range(members))]
+def _lengths(seed: int, setting: Setting) -> list[Length]:
+    """The shortest of each task first."""
+    towers = [Hanoi(disks) for disks in setting.disks]
+    sums = [Ledger(steps, setting.words, seed) for steps in setting.ledgers]
+    return [
+        *(Length("hanoi", tower, tower, runs, HEAT) for tower, runs in zip(towers, setting.disks.values(), strict=True)),
+        *(Length("ledger", each, sums[-1], runs, setting.ledger_heat) for each, runs in zip(sums, setting.ledgers.values(), strict=True)),
+    ]
 
 
 def _total(procedure: Procedure) -> int:
@@ -258,21 +301,15 @@ def _run(lm: LM, seed: int, heat: float, rule: Rule | None = None) -> Run:
     return Run(lm, vote=rule, seed=seed, sampling=Sampling(temperature=heat))
 
 
-def foreseen(lm: LM, procedure: Procedure, seed: int, heat: float, setting: Setting, sample: int | None = None) -> Forecast:
+async def foreseen(
+    lm: LM, procedure: Procedure, seed: int, heat: float, setting: Setting, *, sample: int | None = None, steps: int | None = None
+) -> Forecast:  # fmt: skip
     """The engine's forecast, from a seed of its own: its samples are not those of the runs."""
     run = _run(lm, seed + 1000, heat)
-    found = asyncio.run(forecast(run.asking, procedure, target=setting.target, sample=sample or setting.sample))
-    run.close()
-    return found
-
-
-def carried_out(lm: LM, procedure: Procedure, seed: int, heat: float, rule: Rule, runs: int) -> Row:
-    """Whole runs, interleaved as rows of `Many`."""
-    run = _run(lm, seed, heat, rule)
-    outcome = asyncio.run(Many(lambda row: procedure, [{"run": number} for number in range(runs)], concurrency=runs).execute(run))
-    run.close()
-    right = outcome.rows.finished - outcome.rows.wrong
-    return {"runs": runs, "error_free": right, "steps": outcome.steps, "samples": outcome.samples, "flagged": outcome.flagged}
+    try:
+        return await forecast(run.asking, procedure, target=setting.target, sample=sample or setting.sample, steps=steps)
+    finally:
+        run.close()
 
 
 def votes(lm: LM, procedure: Procedure, seed: int, heat: float, rule: Rule) -> Votes:

@@ -7,10 +7,10 @@ import json
 import re
 from collections.abc import AsyncGenerator, Iterable
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from itertools import islice
 from typing import Any, cast
 
-from keystep.errors import Refused
+from keystep.errors import BadInput, Refused
 from keystep.lm.base import LM, Request, Sample
 from keystep.run import Flag, Procedure
 from keystep.run.builtin.hanoi import Hanoi
@@ -51,6 +51,11 @@ class Several(Procedure):
     size: int
     name: str = field(default="several", init=False)
 
+    def __post_init__(self) -> None:
+        if self.inner.total() % self.size:
+            raise BadInput("does not divide the steps", field="size", value=self.size)
+        self.sampling = self.inner.sampling
+
     def start(self) -> Any:
         return self.inner.start()
 
@@ -77,9 +82,10 @@ class Several(Procedure):
     def total(self) -> int:
         return int(self.inner.total() // self.size)
 
-    def check(self, answers: Iterable[Any]) -> int | None:
-        wrong = self.inner.check(chain.from_iterable(answers))
-        return None if wrong is None else wrong // self.size
+    def truth(self) -> Iterable[tuple[Any, Any]]:
+        steps = iter(self.inner.truth())
+        while call := list(islice(steps, self.size)):
+            yield call[0][0], [answer for _, answer in call]
 
     def identity(self) -> Any:
         return {"several": self.inner.identity(), "size": self.size}
