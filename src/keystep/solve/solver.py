@@ -22,7 +22,9 @@ from keystep.run.run import Context
 from keystep.run.templates import evaluate, render
 from keystep.task import Task
 
-SOLVERS: dict[str, str] = {}  # name -> "module:class"
+SOLVERS: dict[str, str] = {  # name -> "module:class"
+    "decomposed-prompting": "keystep.solve.decomposed_prompting.solver:DecomposedPrompting",
+}
 TEXTS = 2**20  # bytes of a prompt file, at most
 
 
@@ -167,7 +169,9 @@ def judged(solver: Solver, task: Task, answer: str) -> bool | None:
     expected = task.state.get("expected") if isinstance(task.state, dict) else None
     if task.check is not None:
         return bool(evaluate(task.check, {"inputs": task.inputs, "state": task.state, "answer": answer}, "check"))
-    return None if expected is None else solver.right(answer, str(expected))
+    if expected is None:
+        return None
+    return solver.right(answer, expected if isinstance(expected, str) else dumps(expected))
 
 
 def _plain(text: str) -> str:
