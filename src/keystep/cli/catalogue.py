@@ -36,6 +36,9 @@ METHODS = (
         "keystep decompose",
     ),
     Method("procbench", "measure", "Fujisawa et al. 2024, ProcBench, arXiv 2410.03117", "keystep bench procbench"),
+    Method(
+        "decomposed-prompting", "solve", "Khot et al. 2023, Decomposed Prompting, arXiv 2210.02406", "keystep solve decomposed-prompting"
+    ),
 )  # fmt: skip
 
 OTHER_MODELS = {
