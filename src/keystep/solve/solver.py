@@ -21,7 +21,10 @@ from keystep.run.run import Context
 from keystep.run.templates import evaluate, render
 from keystep.task import Task
 
-SOLVERS: dict[str, str] = {}  # name -> "module:class"
+SOLVERS: dict[str, str] = {  # name -> "module:class"
+    "auto-cot": "keystep.solve.auto_cot:AutoCot",
+    "plan-and-solve": "keystep.solve.plan_and_solve:PlanAndSolve",
+}
 TEXTS = 2**20  # bytes of a prompt file, at most
 
 
