@@ -36,13 +36,10 @@ class Chain:
     answer: str | None
     extraction_prompt: str | None
     extraction_output: str | None
-    calls: int
-    samples: int
-    tokens_in: int
-    tokens_out: int
 
-    def usage(self) -> dict[str, int]:
-        return {name: getattr(self, name) for name in ("calls", "samples", "tokens_in", "tokens_out")}
+    @property
+    def calls(self) -> int:
+        return 1 if self.extraction_prompt is None else 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +63,7 @@ class Reasoner(Solver):
     answer_tokens: int = 32
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         kind(self.kind)
         for field in ("reasoning_tokens", "answer_tokens"):
             number = getattr(self, field)
@@ -98,10 +96,10 @@ class Reasoner(Solver):
         said = self.said(text)
         answer = None if said is None else drawn(said)
         if said is not None and (answer is not None or self.rules == "published"):
-            return _chain(text, answer, None, None, first)
+            return Chain(text, answer, None, None)
         prompt, shown = self.second_prompt(problem, trigger, text, between)
         second = await self.extracted(prompt, drawn, ctx, extraction or {})
-        return _chain(text, second.value["answer"], shown, second.value["text"], first, second)
+        return Chain(text, second.value["answer"], shown, second.value["text"])
 
     async def extracted(self, prompt: Prompt, drawn: Read, ctx: Context, changes: Mapping[str, Any]) -> Answer:
         """The second call: its value is {text, answer}. It ends at a blank line, and is greedy where nothing votes."""
@@ -152,10 +150,3 @@ class Reasoner(Solver):
         if found is None:
             raise Flag(f"it comes to no {self.of.reads}")
         return found
-
-
-def _chain(text: str, answer: str | None, prompt: str | None, output: str | None, *asked: Answer) -> Chain:
-    return Chain(
-        text, answer, prompt, output, len(asked), sum(each.samples for each in asked), sum(each.tokens_in for each in asked),
-        sum(each.tokens_out for each in asked),
-    )  # fmt: skip

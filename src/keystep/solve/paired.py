@@ -11,7 +11,8 @@ from keystep.errors import BadInput
 def mcnemar(only_first: int, only_second: int) -> float:
     """The exact two-sided p of McNemar's test, from how many questions only one of two ways got right."""
     n, fewer = only_first + only_second, min(only_first, only_second)
-    return min(1.0, 2 * sum(comb(n, i) for i in range(fewer + 1)) / 2**n)
+    tail: float = sum(comb(n, i) for i in range(fewer + 1)) / 2 ** max(0, n - 1)
+    return min(1.0, tail)
 
 
 def difference(

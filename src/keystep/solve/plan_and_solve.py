@@ -90,7 +90,7 @@ class PlanAndSolve(Reasoner):
             "trigger": "clauses" if self.clauses else self.trigger or self.of.trigger,
             "wording": trigger, "reasoning": shown.reasoning, "sections": sections(shown.reasoning),
             "extraction_prompt": shown.extraction_prompt, "extraction_output": shown.extraction_output, "prediction": answer,
-            "usage": {name: sum(chain.usage()[name] for chain in chains) for name in shown.usage()},
+            "calls": sum(chain.calls for chain in chains),
         }  # fmt: skip
         if self.samples > 1:
             details["answers"] = answers

@@ -44,7 +44,8 @@ def sections(text: str) -> dict[str, str | None]:
     followed by a colon or by nothing. None where a section has no heading; nothing is guessed."""
     found: dict[str, str | None] = dict.fromkeys(("variables", "plan", "steps", "answer"))
     headings = list(_HEADING.finditer(text))
-    for heading, after in zip(headings, [*(match.start() for match in headings[1:]), len(text)], strict=True):
+    ends = [*(match.start() for match in headings), len(text)][1:]
+    for heading, after in zip(headings, ends, strict=False):
         name, body = SECTIONS[heading[1].lower()], text[heading.end() : after].strip()
         found[name] = body if found[name] is None else f"{found[name]}\n{body}"
     return found

@@ -82,7 +82,7 @@ def tfidf(texts: Sequence[str]) -> Vectors:
     if min(counted.shape) <= DIMENSIONS:
         return np.asarray(counted.toarray(), float)
     found = np.asarray(TruncatedSVD(DIMENSIONS, random_state=0).fit_transform(counted), float)
-    return found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
+    return np.asarray(found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12))
 
 
 def clustered(vectors: Vectors, k: int, seed: int = SEED) -> Clusters:

@@ -1,16 +1,4 @@
-"""Auto-CoT: demonstrations for a prompt that no one had to write. Questions are clustered, and of every cluster the one nearest to its
-centre whose zero-shot chain of thought passes some simple checks becomes a demonstration.
-
-Zhang, Zhang, Li, Smola 2022, "Automatic Chain of Thought Prompting in Large Language Models", ICLR 2023, arXiv 2210.03493. `AutoCot` is
-the solver: demonstrations, then the question, one call (without demonstrations it is Zero-Shot-CoT). `Selection` makes demonstrations, in
-one go (stages 1 and 2 of the paper's Algorithm 1) or in bootstrapping batches (Auto-CoT*, section 5.3), where every batch is answered
-with demonstrations made of the batches before. Vectors and clusters are in `keystep.solve.clusters`, zero-shot chains in
-`keystep.solve.chains`.
-
-Names: `clusters` is k, `batch` is m, `Heuristics` are the checks of section 4.2 as the published code has them. A file of demonstrations
-is of the form that the published code reads and writes. Not covered: the logs of zero-shot runs that the published code starts from
-(questions whose rationale is known already can be given as rows instead).
-"""
+"""How demonstrations are made: clusters, their questions from the centre outwards, checks of the chains; in one go or in batches."""
 
 from __future__ import annotations
 
@@ -20,223 +8,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
-from pathlib import Path
-from typing import Any, ClassVar, Literal
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from typing import Any, Literal
 
 from keystep.errors import BadInput
-from keystep.lm.base import Message, Prompt, as_finished
-from keystep.run.flags import Flag
+from keystep.lm.base import as_finished
 from keystep.run.run import Context
-from keystep.run.vote import First
-from keystep.solve.answers import Kind, Rules, candidates, canonical, kind
-from keystep.solve.chains import Reasoner
-from keystep.solve.clusters import SEED, Clusters, clustered, encoded
+from keystep.solve.answers import Kind
+from keystep.solve.auto_cot.clusters import SEED, Clusters, clustered, encoded
+from keystep.solve.auto_cot.solver import AutoCot, ClusterReport, Demo, Demos, Tried, cleaned
 from keystep.solve.solver import Solution, judged, task_of
 from keystep.task import Task
-
-QUESTION = re.compile(r"Q: ?(.*?)\s*\nA:", re.S)  # how demonstrations write a question
-_SAID = {"mended": re.compile(r"the answer is", re.I), "published": re.compile(r"The answer is")}
-
-
-class Demo(BaseModel):
-    """A demonstration as the published code has it (`question` is "Q: …\\nA:"), and where it comes from."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    question: str
-    rationale: str
-    pred_ans: str
-    gold_ans: str | None = None
-    cluster: int | None = None
-    rank: int | None = None
-    distance: float | None = None
-
-    @property
-    def asked(self) -> str:
-        """The question alone."""
-        found = QUESTION.fullmatch(self.question)
-        return found[1] if found else self.question
-
-
-class Tried(BaseModel):
-    """A question whose chain was looked at; `rejected` says why it became no demonstration."""
-
-    question: str
-    row: int
-    rank: int
-    distance: float
-    answer: str | None
-    rejected: str | None
-
-
-class ClusterReport(BaseModel):
-    """A cluster: how many questions, which were tried in what order, which one was taken. `wrong` is the share of those tried whose answer
-    is known to be wrong, None where no answer is known."""
-
-    cluster: int
-    size: int
-    tried: list[Tried]
-    accepted: int | None
-    wrong: float | None
-
-
-class Demos(BaseModel):
-    """Demonstrations, and how they were chosen. `calls` were made to the model for them; `answers` are those of a bootstrapping run."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    demo: list[Demo]
-    clusters: list[ClusterReport] = Field(default_factory=list)
-    calls: int = 0
-    settings: dict[str, Any] = Field(default_factory=dict)
-    answers: list[dict[str, Any]] = Field(default_factory=list)
-
-
-@dataclass(frozen=True, kw_only=True)
-class AutoCot(Reasoner):
-    """
-    Args:
-        demos: a file of demonstrations (`keystep demos` makes one); a task's own, as its input `demos`, go before them.
-        leave_out: no demonstration of the very question that is asked (in the published code there may be one).
-    """
-
-    name: ClassVar[str] = "auto-cot"
-    prompt_files: ClassVar[tuple[str, ...]] = (
-        "chat.txt", "completion.txt", "trigger.txt", "example.txt", "said.txt", "answer-number.txt", "answer-choice.txt",
-        "answer-yes-no.txt", "answer-text.txt",
-    )  # fmt: skip
-
-    demos: str | None = None
-    leave_out: bool = True
-
-    async def solve(self, task: Task, ctx: Context) -> Solution:
-        """Answer with the demonstrations there are; without one, by Zero-Shot-CoT."""
-        demos = [demo for demo in self._given(task) if not (self.leave_out and _alike(demo.asked, task.goal))]
-        return await (self.few_shot(task.goal, demos, ctx) if demos else self.zero_shot(task.goal, ctx))
-
-    async def few_shot(self, question: str, demos: Sequence[Demo], ctx: Context) -> Solution:
-        """One call, with demonstrations before the question."""
-        again = ctx.run.asking.sampling.temperature > 0 or not isinstance(ctx.run.asking.rule, First)
-        changes = {} if self.reasoning_tokens is None else {"max_tokens": self.reasoning_tokens}
-
-        def parse(text: str) -> dict[str, str | None]:
-            found = cleaned(self.of, text, self.rules)
-            if not text.strip() or (found is None and again):
-                raise Flag(f"no {self.of.reads} in it")
-            return {"text": text.strip(), "answer": found}
-
-        prompt = self.few_shot_prompt(question, demos)
-        answer = await ctx.ask(prompt, parse=parse, key=lambda found: found["answer"], **changes)
-        details = {
-            "way": "few-shot", "demonstrations": [demo.model_dump(exclude={"rationale", "gold_ans"}) for demo in demos],
-            "reasoning": answer.value["text"], "prediction": answer.value["answer"],
-            "usage": {"calls": 1, "samples": answer.samples, "tokens_in": answer.tokens_in, "tokens_out": answer.tokens_out},
-        }  # fmt: skip
-        return Solution(answer=answer.value["answer"] or "", details=details)
-
-    async def zero_shot(self, question: str, ctx: Context) -> Solution:
-        """Zero-Shot-CoT: two calls, no demonstrations."""
-        chain = await self.chain(question, self.prompt("trigger.txt"), ctx, self._read, between="\n")
-        details = {
-            "way": "zero-shot", "demonstrations": [], "reasoning": chain.reasoning, "prediction": chain.answer,
-            "extraction_prompt": chain.extraction_prompt, "extraction_output": chain.extraction_output, "usage": chain.usage(),
-        }  # fmt: skip
-        return Solution(answer=chain.answer or "", details=details)
-
-    def few_shot_prompt(self, question: str, demos: Sequence[Demo]) -> Prompt:
-        """Completion style: the demonstrations as published, the question, the trigger. Chat style: as turns of a conversation."""
-        trigger = self.prompt("trigger.txt")
-        last = self.first_prompt(question, trigger)
-        if isinstance(last, str):
-            return self.demonstrated(demos) + last
-        turns: list[Message] = []
-        for demo in demos:
-            said = demo.rationale.removeprefix(trigger).strip()
-            turns += [*_messages(self.first_prompt(demo.asked, trigger)), Message("assistant", self._conclusion(said, demo.pred_ans))]
-        return (*turns, *last)
-
-    def demonstrated(self, demos: Sequence[Demo]) -> str:
-        """Demonstrations as one text."""
-        return "".join(
-            self.prompt("example.txt", question=demo.question, said=self._conclusion(demo.rationale, demo.pred_ans)) + "\n\n"
-            for demo in demos
-        )
-
-    def demo(self, question: str, reasoning: str, answer: str) -> Demo:
-        """A demonstration of a question; the reasoning becomes one line, without an answer at its end that would be said twice."""
-        *_, last = [None, *re.finditer(r"(?:\s|^)(?:So |Therefore,? |Thus,? )?[Tt]he answer is[^.]*\.?\s*$", reasoning)]
-        body = " ".join((reasoning if last is None else reasoning[: last.start()]).split())
-        rationale = " ".join([self.prompt("trigger.txt"), body]).strip()
-        return Demo(question=f"Q: {question}\nA:", rationale=rationale, pred_ans=answer)
-
-    def right(self, answer: str, expected: str) -> bool:
-        """By the published rules the texts must be the same: 18.0 is not 18."""
-        if self.rules == "published":
-            return answer == re.split(r"####|\nA:", expected)[-1].strip().removesuffix(".0")
-        return super().right(answer, expected)
-
-    def identity(self) -> dict[str, Any]:
-        return {**super().identity(), "demonstrations": [demo.model_dump() for demo in self._filed()]}
-
-    def _read(self, text: str) -> str | None:
-        return cleaned(self.of, text, self.rules, zero_shot=True)
-
-    def _conclusion(self, rationale: str, answer: str) -> str:
-        return self.prompt("said.txt", rationale=rationale, answer=answer)
-
-    def _given(self, task: Task) -> list[Demo]:
-        given = task.inputs.get("demos")
-        return self._filed() if given is None else demos_of(given, "demos")
-
-    def _filed(self) -> list[Demo]:
-        return [] if self.demos is None else read_demos(Path(self.demos)).demo
-
-
-def cleaned(of: Kind, text: str, rules: Rules = "mended", zero_shot: bool = False) -> str | None:
-    """The answer in a model's text: the first candidate after the last "The answer is"; where that is not said the last one of all. The
-    text of a second zero-shot call has its answer first."""
-    reads = kind("choice") if of.reads == "option" else of
-    *_, last = [None, *_SAID[rules].finditer(text)]
-    found = candidates(reads, text if last is None else text[last.end() :], rules)
-    if not found:
-        return None
-    answer = found[0 if zero_shot or last is not None else -1]
-    return answer.removesuffix(".") if rules == "published" else canonical(of, answer)
-
-
-def read_demos(file: Path) -> Demos:
-    """A file of demonstrations, ours or the published code's.
-
-    Raises:
-        BadInput: it cannot be read.
-    """
-    try:
-        found = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        mend = "`keystep demos` makes one"
-        raise BadInput(f"cannot be read ({error})", field="set demos", value=str(file), mend=mend) from None
-    try:
-        return Demos.model_validate(found)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise BadInput(f"{where}: {first['msg']}", field="set demos", value=str(file), mend="`keystep demos` makes one") from None
-
-
-def demos_of(rows: Any, field: str) -> list[Demo]:
-    """Demonstrations as they stand in a task.
-
-    Raises:
-        BadInput: they are none.
-    """
-    try:
-        return Demos.model_validate({"demo": rows}).demo
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        mend = 'give a list of {"question", "rationale", "pred_ans"}'
-        raise BadInput(first["msg"], field=f"{field}.{'.'.join(map(str, first['loc'][1:]))}", value=first["input"], mend=mend) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,7 +131,7 @@ class Selection:
                 found = _Chained(rationale, cleaned(self.solver.of, rationale, self.solver.rules) if said is None else str(said), 0)
             else:
                 solution = await self.solver.zero_shot(tasks[row].goal, ctx.at(f"question-{row}"))
-                found = _Chained(solution.details["reasoning"], solution.answer or None, solution.details["usage"]["calls"])
+                found = _Chained(solution.details["reasoning"], solution.answer or None, solution.details["calls"])
             done += 1
             self.tell(done)
             return found
@@ -372,7 +153,7 @@ class Selection:
                 chosen = await self._chosen(tasks, list(known), ctx.at(f"batch-{number}"), remembered)
             solutions = await _side_by_side(self._answered(tasks[row].goal, chosen.demo, ctx.at(f"question-{row}")) for row in batch)
             for row, solution in zip(batch, solutions, strict=True):
-                calls += solution.details["usage"]["calls"]
+                calls += solution.details["calls"]
                 known[row] = _Chained(solution.details["reasoning"], solution.answer or None, 0)
                 right = judged(self.solver, tasks[row], solution.answer)
                 answers.append({
@@ -430,7 +211,7 @@ class Selection:
 
 
 def unresolving_rate(zero_shot: Sequence[bool], method: Sequence[bool]) -> float | None:
-    """Of the questions that Zero-Shot-CoT gets wrong, the share that a method gets wrong too (section 3.1); None where it gets all right."""
+    """Of the questions that Zero-Shot-CoT gets wrong, the share that a method gets wrong too (section 3.1); None without such."""
     wrong = [right for before, right in zip(zero_shot, method, strict=True) if not before]
     return wrong.count(False) / len(wrong) if wrong else None
 
@@ -444,14 +225,6 @@ async def _side_by_side(works: Iterable[Any]) -> list[Any]:
     async with aclosing(as_finished(numbered(number, work) for number, work in enumerate(works))) as finished:
         found = dict([pair async for pair in finished])
     return [found[number] for number in range(len(found))]
-
-
-def _messages(prompt: Prompt) -> tuple[Message, ...]:
-    return (Message("user", prompt),) if isinstance(prompt, str) else prompt
-
-
-def _alike(first: str, second: str) -> bool:
-    return " ".join(first.split()) == " ".join(second.split())
 
 
 def _short(question: str, words: int) -> bool:
