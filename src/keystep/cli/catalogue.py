@@ -40,6 +40,7 @@ METHODS = (
     Method(
         "auto-cot", "solve", "Zhang et al. 2022, Automatic Chain of Thought Prompting in Large Language Models, arXiv 2210.03493",
         "keystep demos, keystep solve auto-cot",
+    ),
     Method(
         "decomposed-prompting", "solve", "Khot et al. 2023, Decomposed Prompting, arXiv 2210.02406", "keystep solve decomposed-prompting"
     ),

@@ -139,7 +139,7 @@ def same(of: Kind, answer: str | None, expected: str) -> bool:
     """
     if answer is None:
         return False
-    expected = re.split(r"####|\nA:", expected)[-1].strip()
+    expected = behind(expected)
     if of.reads == "number":
         return abs(value(answer) - value(expected)) < CLOSE
     if of.reads == "decimal":
@@ -149,6 +149,11 @@ def same(of: Kind, answer: str | None, expected: str) -> bool:
     if of.reads == "letters":
         return answer.casefold() == re.sub(r"[\"'.\s]", "", expected).casefold()
     return " ".join(answer.casefold().split()) == " ".join(expected.casefold().split()).removesuffix(".").strip()
+
+
+def behind(solution: str) -> str:
+    """The answer at the end of a worked solution; a text that is none is the answer itself."""
+    return re.split(r"####|\nA:", solution)[-1].strip()
 
 
 def majority(answers: Sequence[str | None], rules: Rules = "mended") -> str | None:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from keystep.errors import BadInput
 from keystep.lm.base import as_finished
 from keystep.run.run import Context
-from keystep.solve.answers import Kind
+from keystep.solve.answers import Kind, behind
 from keystep.solve.auto_cot.clusters import SEED, Clusters, clustered, encoded
 from keystep.solve.auto_cot.solver import AutoCot, ClusterReport, Demo, Demos, Tried, cleaned
 from keystep.solve.solver import Solution, judged, task_of
@@ -233,4 +233,4 @@ def _short(question: str, words: int) -> bool:
 
 def _expected(task: Task) -> str | None:
     found = task.state.get("expected") if isinstance(task.state, dict) else None
-    return None if found is None else str(found)
+    return None if found is None else behind(str(found))

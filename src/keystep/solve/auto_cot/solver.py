@@ -16,7 +16,7 @@ from keystep.lm.base import Message, Prompt
 from keystep.run.flags import Flag
 from keystep.run.run import Context
 from keystep.run.vote import First
-from keystep.solve.answers import Kind, Rules, candidates, canonical, kind
+from keystep.solve.answers import Kind, Rules, behind, candidates, canonical, kind
 from keystep.solve.chains import Reasoner
 from keystep.solve.solver import Solution
 from keystep.task import Task
@@ -159,7 +159,7 @@ class AutoCot(Reasoner):
     def right(self, answer: str, expected: str) -> bool:
         """By the published rules the texts must be the same: 18.0 is not 18."""
         if self.rules == "published":
-            return answer == re.split(r"####|\nA:", expected)[-1].strip().removesuffix(".0")
+            return answer == behind(expected).removesuffix(".0")
         return super().right(answer, expected)
 
     def identity(self) -> dict[str, Any]:
