@@ -23,7 +23,9 @@ from keystep.run.templates import evaluate, render
 from keystep.task import Task
 
 SOLVERS: dict[str, str] = {  # name -> "module:class"
+    "auto-cot": "keystep.solve.auto_cot:AutoCot",
     "decomposed-prompting": "keystep.solve.decomposed_prompting.solver:DecomposedPrompting",
+    "plan-and-solve": "keystep.solve.plan_and_solve:PlanAndSolve",
 }
 TEXTS = 2**20  # bytes of a prompt file, at most
 
