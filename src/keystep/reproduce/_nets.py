@@ -30,7 +30,8 @@ FIRST_UPDATES = 50  # of a rising rate
 @dataclass(frozen=True, slots=True)
 class Net:
     """How a net is built and trained. `rate` is Muon's peak rate for the matrices, `embedding_rate` AdamW's for the rest. `data` says in
-    words what it is trained on; `base` names the net that it goes on from, in the same way."""
+    words what it is trained on; `base` names the net that it goes on from, in the same way. With `stretch` the positions of a row have gaps
+    in training, up to so many in all, so that rows which are longer by as much are not out of range."""
 
     data: str
     vocabulary: int
@@ -43,10 +44,12 @@ class Net:
     rate: float = 2e-2
     embedding_rate: float = 3e-3
     base: str = ""
+    stretch: int = 0
 
     @property
     def name(self) -> str:
-        return blake2b(json.dumps(asdict(self), sort_keys=True).encode(), digest_size=10).hexdigest()
+        parts = {name: value for name, value in asdict(self).items() if name != "stretch" or value}
+        return blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=10).hexdigest()
 
 
 def trained(net: Net, batch: Callable[[np.random.Generator], Batch], base: Any = None, tick: Callable[[], object] | None = None) -> Any:
@@ -102,7 +105,8 @@ def _train(model: Any, net: Net, batch: Callable[[np.random.Generator], Batch], 
     model.train()
     for _ in range(net.updates):
         tokens, counted = (torch.from_numpy(part) for part in batch(draw))
-        logits = model(input_ids=tokens[:, :-1]).logits
+        places = None if not net.stretch else torch.from_numpy(stretched(tokens.shape[0], tokens.shape[1] - 1, net.stretch, draw))
+        logits = model(input_ids=tokens[:, :-1], position_ids=places).logits
         wanted = counted[:, 1:]
         loss = functional.cross_entropy(logits[wanted], tokens[:, 1:][wanted])
         model.zero_grad()
@@ -112,6 +116,14 @@ def _train(model: Any, net: Net, batch: Callable[[np.random.Generator], Batch], 
             schedule.step()
         if tick is not None:
             tick()
+
+
+def stretched(rows: int, length: int, most: int, draw: np.random.Generator) -> NDArray[np.int64]:
+    """(rows, length) rising positions from 0 with three gaps in each row, of `most` in all at most."""
+    places = np.tile(np.arange(length), (rows, 1))
+    for _ in range(3):
+        places += (np.arange(length) >= draw.integers(length, size=(rows, 1))) * draw.integers(most // 3 + 1, size=(rows, 1))
+    return places
 
 
 def _share(at: int, updates: int) -> float:
