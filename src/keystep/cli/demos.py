@@ -55,7 +55,7 @@ def demos(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:  # fmt: skip
-    """Make demonstrations of questions, for `keystep solve auto-cot --set demos=FILE`: one of every cluster, its chain written by the model.
+    """Make demonstrations of questions, for `keystep solve auto-cot --set demos=FILE`: one of every cluster, its chain by the model.
 
     A row with a "rationale" (and a "prediction") has its chain already. Checks: words, steps, counted, full_stop, answer_at_end. The same
     command again goes on where it stopped. Exit code: 0 done, 2 bad input, 3 stopped.
