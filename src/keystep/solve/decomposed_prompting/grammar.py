@@ -26,7 +26,7 @@ from keystep.run.canonical import dumps
 from keystep.run.flags import Flag
 
 END = "[EOQ]"
-CONTEXT = 0  # as the step that a line goes over: the paragraphs
+CONTEXT = -1  # as the step that a line goes over: the paragraphs
 
 _OPERATORS = ("select", "project", "projectValues", "projectKeys", "filter", "filterValues", "filterKeys")
 _LINE = re.compile(r"(?:\(([A-Za-z]+)((?:_[A-Za-z]+)*)(?:\(#([0-9]+)\))?\)\s*)?\[([^\[\]\s]+)\]\s*(.*)")
@@ -46,7 +46,7 @@ class Line:
 
     def references(self) -> list[int]:
         """The steps it refers to, in rising order."""
-        return sorted({_step(found) for found in _REFERENCE.findall(self.text)} - {CONTEXT} | ({self.over} if self.over else set()))
+        return sorted({_step(found) for found in _REFERENCE.findall(self.text)} - {CONTEXT})
 
 
 def line_of(text: str, label: str = "") -> str:
@@ -192,7 +192,10 @@ def _flat(values: list[Any]) -> list[Any]:
 
 
 def _unique(values: list[Any]) -> list[Any]:
-    return list({dumps(value): value for value in reversed(values)}.values())[::-1]
+    found: dict[str, Any] = {}
+    for value in values:
+        found.setdefault(dumps(value), value)
+    return list(found.values())
 
 
 def _part(name: str, number: int) -> Any:

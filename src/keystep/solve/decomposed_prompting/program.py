@@ -158,6 +158,7 @@ def program_text(name: str) -> tuple[str, Path]:
         raise BadInput(f"cannot be read ({error})", field="set program", value=name, mend="name a YAML file") from None
 
 
+@lru_cache(maxsize=32)
 def read_form(text: str, name: str) -> ProgramForm:
     """A program file, checked but for what its handlers check.
 
