@@ -55,6 +55,7 @@ class DaSLaM(Solver):
     marked: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.fewest < 1:
             raise BadInput("is at least 1", field="fewest", value=self.fewest)
         if self.most < self.fewest:
