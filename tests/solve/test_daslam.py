@@ -16,7 +16,7 @@ from keystep.run import Flag, Run, Sampling
 from keystep.run.vote import First
 from keystep.solve.daslam import rewards
 from keystep.solve.daslam.problems import Problem, apart, load, problem
-from keystep.solve.daslam.solver import DaSLaM, marked
+from keystep.solve.daslam.solver import DaSLaM
 from keystep.solve.daslam.text import answer_of, context_of, same_answer, sub_questions, with_options
 from keystep.solve.solver import solver, task_of
 
@@ -217,7 +217,8 @@ def test_an_answer_without_marks_is_flagged_unless_it_is_not_wanted():
         solved({}, lambda prompt: "seven")
     assert solved({"marked": False}, lambda prompt: "seven")[0].answer == "seven"
     with pytest.raises(Flag):
-        marked("[[Ans: 8]]")
+        DaSLaM().said_at_last("[[Ans: 8]]")
+    assert DaSLaM(marked=False).said_at_last("") == ""
 
 
 def test_options_are_shown_and_have_to_be_texts():

@@ -39,7 +39,7 @@ class DaSLaM(Solver):
         feedback: whether the decomposer sees the solver's first answer.
         share_answers: whether a sub-question is asked together with those before it and their answers.
         fewest, most: sub-questions; fewer count as none (then the question is merely asked again), with more the decomposition is flagged.
-        marked: flag a last answer without [[Answer: …]]; else the whole text counts, as in the released code.
+        marked: flag empty texts, and a last answer without [[Answer: …]]; else any text counts, as in the released code.
 
     A task's input `options` (a list) is shown with the question.
     """
@@ -71,7 +71,7 @@ class DaSLaM(Solver):
 
     async def first(self, question: str, ctx: Context, **sampling: Any) -> str:
         """s0, the solver's own chain of thought; any text will do, votes go by its answer."""
-        return str((await ctx.ask(self.solver_prompt(question), parse=said, key=answer_key, **sampling)).value)
+        return str((await ctx.ask(self.solver_prompt(question), parse=self.said, key=answer_key, **sampling)).value)
 
     async def decompose(self, question: str, first: str, ctx: Context) -> list[str]:
         """The decomposer's sub-questions, given the solver's first answer."""
@@ -117,6 +117,26 @@ class DaSLaM(Solver):
             raise Flag(f"more than {self.most} sub-questions")
         return found
 
+    def said(self, text: str) -> str:
+        """A chain of thought, without what the model began after it.
+
+        Raises:
+            Flag: there is none, and that counts.
+        """
+        found = before_marks(text)
+        return plain(found) if self.marked else found.strip()
+
+    def said_at_last(self, text: str) -> str:
+        """`said`, with an answer that is marked.
+
+        Raises:
+            Flag: there is none, and that counts.
+        """
+        found = self.said(text)
+        if self.marked and not last_marked(found):
+            raise Flag("no [[Answer: …]]")
+        return found
+
     def decomposing(self) -> LM | None:
         """The decomposer's model; None: the run's."""
         return None if self.decomposer is None else _model(self.decomposer)
@@ -134,7 +154,8 @@ class SolverSkill(Skill):
 
     def __init__(self, solver: DaSLaM, last: bool, sampling: Mapping[str, Any]) -> None:
         super().__init__("answer-at-last" if last else "answer", cost=1.0)
-        self.solver, self.parse, self.sampling = solver, marked if last and solver.marked else said, dict(sampling)
+        self.solver, self.sampling = solver, dict(sampling)
+        self.parse = solver.said_at_last if last else solver.said
 
     async def call(self, inputs: Mapping[str, Any], ctx: Context) -> dict[str, Any]:
         prompt = self.solver.solver_prompt(inputs["question"], inputs["earlier"], inputs["context"])
@@ -152,27 +173,6 @@ def question_of(task: Task) -> str:
     if options is not None and not (isinstance(options, list) and all(isinstance(option, str) for option in options)):
         raise BadInput("are a list of texts", field="options", value=options, mend='write {"options": ["A) 5", "B) 7"]}')
     return with_options(task.goal, options)
-
-
-def said(text: str) -> str:
-    """A chain of thought, without what the model began after it.
-
-    Raises:
-        Flag: there is none.
-    """
-    return plain(before_marks(text))
-
-
-def marked(text: str) -> str:
-    """`said`, with an answer that is marked.
-
-    Raises:
-        Flag: there is none.
-    """
-    found = said(text)
-    if not last_marked(found):
-        raise Flag("no [[Answer: …]]")
-    return found
 
 
 def answer_key(text: str) -> str:
