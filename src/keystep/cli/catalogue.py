@@ -44,6 +44,10 @@ METHODS = (
     Method(
         "decomposed-prompting", "solve", "Khot et al. 2023, Decomposed Prompting, arXiv 2210.02406", "keystep solve decomposed-prompting"
     ),
+    Method(
+        "daslam", "solve", "Juneja et al. 2023, Small Language Models Fine-tuned to Coordinate Larger Language Models, arXiv 2310.18338",
+        "keystep solve daslam, keystep train daslam",
+    ),
 )  # fmt: skip
 
 OTHER_MODELS = {
