@@ -22,7 +22,9 @@ from keystep.run.run import Context
 from keystep.run.templates import evaluate, render
 from keystep.task import Task
 
-SOLVERS: dict[str, str] = {}  # name -> "module:class"
+SOLVERS: dict[str, str] = {  # name -> "module:class"
+    "explore-execute": "keystep.solve.explore_execute.solver:ExploreExecute",
+}
 TEXTS = 2**20  # bytes of a prompt file, at most
 
 

@@ -15,9 +15,9 @@ SEED = 42  # of k-means
 NOTHING_NEW = 0.85  # share of a revision's distinct words that the plan has already, to be above
 UNUSED = 0.75  # word overlap with the plan that was tried, at most
 CONTEXT = 300  # characters before a self-negation
-_TERM = r"(?:this|that|it|which)"
 _NEGATION = re.compile(
-    rf"\b(?:but|however,?|wait,?|no,?|hmm,?)\s+{_TERM}\s+(?:is|was|would be|seems|can)\s*(?:not|n't|wrong|incorrect|impossible|a contradiction)",
+    r"\b(?:but|however,?|wait,?|no,?|hmm,?)\s+(?:this|that|it|which)\s+(?:is|was|would be|seems|can)\s*"
+    r"(?:not|n't|wrong|incorrect|impossible|a contradiction)",
     re.IGNORECASE,
 )
 _FORMULA = re.compile(r"\$([^$\n]{3,200})\$|([^\s,;=$]{1,80} ?= ?[^\s,;=$]{1,80})")
