@@ -23,6 +23,7 @@ from keystep.cli.report import report, view
 from keystep.cli.run import resume, run
 from keystep.cli.serve import serve, serve_model
 from keystep.cli.solve import solve
+from keystep.cli.train import train
 from keystep.errors import KeystepError
 
 
@@ -44,6 +45,7 @@ COMMANDS = (
 )  # fmt: skip
 for command in COMMANDS:
     app.command()(command)
+app.add_typer(train)
 
 
 def _version(wanted: bool) -> None:

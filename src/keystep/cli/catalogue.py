@@ -37,6 +37,10 @@ METHODS = (
     ),
     Method("explore-execute", "solve", "Yang et al. 2025, Explore-Execute Chain, arXiv 2509.23946", "keystep solve explore-execute"),
     Method("procbench", "measure", "Fujisawa et al. 2024, ProcBench, arXiv 2410.03117", "keystep bench procbench"),
+    Method(
+        "daslam", "solve", "Juneja et al. 2023, Small Language Models Fine-tuned to Coordinate Larger Language Models, arXiv 2310.18338",
+        "keystep solve daslam, keystep train daslam",
+    ),
 )  # fmt: skip
 
 OTHER_MODELS = {

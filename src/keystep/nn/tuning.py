@@ -1,8 +1,8 @@
 """What every fine-tuning of a Hugging Face causal language model begins and ends with: the model and its tokenizer, prompts as tokens,
 supervised fine-tuning by `trl.SFTTrainer`, an optimiser's state on disk, folders that are there whole or not at all.
 
-Weights and states are safetensors and JSON. What this does not cover: adapters, several devices. The checkpoints of a supervised fine-tuning,
-which it goes on from, are as `transformers` writes them.
+Weights and states are safetensors and JSON. What this does not cover: adapters, several devices. The checkpoints that a supervised
+fine-tuning goes on from are as `transformers` writes them.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -88,9 +89,9 @@ def fine_tune(
         MissingExtra: trl or datasets is not installed.
     """
     try:
-        import datasets
         import transformers
-        import trl
+
+        datasets, trl = import_module("datasets"), import_module("trl")
     except ImportError:
         raise MissingExtra("supervised fine-tuning", "train") from None
 

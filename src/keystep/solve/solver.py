@@ -23,6 +23,7 @@ from keystep.run.templates import evaluate, render
 from keystep.task import Task
 
 SOLVERS: dict[str, str] = {  # name -> "module:class"
+    "daslam": "keystep.solve.daslam.solver:DaSLaM",
     "explore-execute": "keystep.solve.explore_execute.solver:ExploreExecute",
 }
 TEXTS = 2**20  # bytes of a prompt file, at most

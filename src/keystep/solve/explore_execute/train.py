@@ -1,12 +1,12 @@
 """The training of chains: E²C-SFT on causal pairs, EF-SFT on plans alone, and the two-stage RL with weights on the plan's tokens.
 
 Yang et al. 2025, arXiv 2509.23946 (see `solver`; settings are those of the released configuration). The model is the folder of any causal
-language model, and what comes out is one, with the four tags in its tokenizer; the solver uses it with `tagged=true` and `--model hf:FOLDER`.
+language model, and what comes out is one, with the four tags in its tokenizer; the solver uses it: `tagged=true`, `--model hf:FOLDER`.
 
 *sft*: cross-entropy on plan and execution. What makes pairs causal is how they were written: the execution from the plan (the solver's
-`way=causal`). *ef-sft*: cross-entropy on the plan alone, for a new domain. *rl*: GRPO; of a group of responses to a question a right one is
-rewarded with 1, or in the main phase with its adherence s, a wrong one with 0; A = (r - mean) / (std + 1e-6), times lambda (`plan_weight`) at
-the tokens before the split. At lambda = 1 it is plain GRPO.
+`way=causal`). *ef-sft*: cross-entropy on the plan alone, for a new domain. *rl*: GRPO; of a group of responses to a question a right one
+is rewarded with 1, or in the main phase with its adherence s, a wrong one with 0; A = (r - mean) / (std + 1e-6), times lambda
+(`plan_weight`) at the tokens before the split. At lambda = 1 it is plain GRPO.
 
 A training that was stopped goes on from its last checkpoint in OUT.unfinished, and ends as if it had not been stopped. What this does not
 cover: adapters, several devices, a KL to the first model (its published coefficient is 0), an inference server for the rollouts.
@@ -23,7 +23,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from keystep.errors import BadInput
 from keystep.lm.base import draw_key
@@ -112,6 +112,24 @@ class Settings:
         if not 0 < self.clip < 1:
             raise BadInput("is between 0 and 1", field="clip", value=self.clip)
 
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> Settings:
+        """Settings by name.
+
+        Raises:
+            BadInput: one is unknown, of another type or out of range.
+        """
+        known = cls.__dataclass_fields__
+        for name in values:
+            if name not in known:
+                raise BadInput("is no setting of this training", field="set", value=name, mend=f"there are: {', '.join(sorted(known))}")
+        try:
+            return TypeAdapter(cls).validate_python(values)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(map(str, first["loc"]))
+            raise BadInput(first["msg"], field=f"set {where}", value=first["input"]) from None
+
 
 class Report(BaseModel):
     """What came of a training; it lies in the model's folder as `keystep-training.json`.
@@ -132,7 +150,7 @@ class Report(BaseModel):
 
 
 def train(
-    model: str, rows: Path, out: Path, stage: Stage, settings: Settings | None = None, *, seed: int = 0, tell: Tell | None = None
+    model: str, rows: Path, out: Path, stage: str, settings: Settings | None = None, *, seed: int = 0, tell: Tell | None = None
 ) -> Report:
     """Train the model of a folder on a file's rows into a new folder.
 
@@ -145,7 +163,7 @@ def train(
 
 
 class _Training:
-    def __init__(self, model: str, rows: Path, out: Path, stage: Stage, settings: Settings, seed: int, tell: Tell) -> None:
+    def __init__(self, model: str, rows: Path, out: Path, stage: str, settings: Settings, seed: int, tell: Tell) -> None:
         if stage not in data.WANTED:
             raise BadInput("is no stage", field="--stage", value=stage, mend=f"there are {', '.join(data.WANTED)}")
         self.out, self.stage, self.settings, self.seed, self.tell = out, stage, settings, seed, tell
@@ -305,10 +323,9 @@ class _Training:
         """The reward of a response, whether it is right, and its adherence."""
         settings = self.settings
         at = data.split(response, self.tags)
-        plan, execution = (
-            self.tokenizer.decode(part, skip_special_tokens=True) for part in (response[:at], response[at:] if at is not None else [])
-        )
-        execution = execution.partition("</EXECUTION>")[0]
+        parts = (response[:at], [] if at is None else response[at:])
+        plan, execution = (self.tokenizer.decode(part, skip_special_tokens=True) for part in parts)
+        execution = execution_in(execution)
         box = last_box(execution)
         right = box is not None and normal(box.content) == normal(row.answer)
         found = reward(plan, execution, right, adhering=main and settings.adherence, in_order=settings.in_order)
@@ -413,7 +430,7 @@ class _Learner:
                 new, old[part], advantages[part], some.chosen, weights=weights[part], low=settings.clip, high=high, dual=dual
             )
             share = some.chosen.sum() / tokens
-            (found.loss * share).backward()  # type: ignore[no-untyped-call]
+            (found.loss * share).backward()
             clipped += found.clipped * share.item()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimiser.step()
