@@ -51,13 +51,13 @@ def stored_tensors(file: Path) -> dict[str, Stored]:
     try:
         size = file.stat().st_size
         with file.open("rb") as opened:
-            start = opened.read(8)
-            if start[:2] == b"PK" or start[:1] == b"\x80":
+            start, first = opened.read(8), opened.read(1)
+            if first != b"{" and (start[:2] == b"PK" or start[:1] == b"\x80"):
                 raise _bad(file, "is a pickle, which could run any code when it is loaded", "save it again as safetensors")
             length = int.from_bytes(start, "little")
             if len(start) < 8 or not 2 <= length <= min(size - 8, LONGEST_HEADER):
                 raise _bad(file, f"is no whole safetensors file (its header would have {length:,} bytes of {size:,})")
-            text = opened.read(length)
+            text = first + opened.read(length - 1)
     except OSError as error:
         raise _bad(file, f"cannot be read ({error})", "give a file that is there") from None
     try:
