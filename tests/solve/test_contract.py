@@ -226,8 +226,8 @@ def test_a_run_stopped_by_its_budget_goes_on_and_asks_nothing_again(name, case):
 @EVERY
 def test_every_call_votes(name, case):
     once, voted = case.model(), case.model()
-    answer = run(once).solve_sync(of(name, case), task(case))
-    assert Run(voted, vote=AheadBy(3), sampling=Sampling()).solve_sync(of(name, case), task(case)).answer == answer.answer
+    answer = run(once).solve_sync(of(name, case), task(case)).answer
+    assert Run(voted, vote=AheadBy(3), sampling=Sampling()).solve_sync(of(name, case), task(case)).answer == answer
     assert voted.drawn >= 3 * once.drawn and min(request.n for request in voted.requests) >= 3
 
 
@@ -359,9 +359,9 @@ def test_rows_without_an_answer_are_named(name, case, tmp_path, monkeypatch):
     ("more", "said"),
     [
         (["Q", "--set", "nosuch=1"], "set: is no setting of this solver (got 'nosuch')"),
-        (["Q", "--set", "x"], "set: is written name=value"),
+        (["Q", "--set", "x"], "--set: is written name=value"),
         (["Q", "--set", "prompts=a", "--set", "prompts=b"], "--set: is given twice"),
-        (["Q", "--input", "x"], "input: is written name=value"),
+        (["Q", "--input", "x"], "--input: is written name=value"),
         (["Q", "--input", "x=1", "--input", "x=2"], "--input: is given twice"),
         (["Q", "--input", "question=1"], "--input: is the question"),
         ([], "QUESTION: is wanted, or --inputs FILE, and not both"),

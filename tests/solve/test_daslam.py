@@ -198,6 +198,21 @@ def test_answers_are_shared_by_default_and_asked_alone_where_wanted():
     assert all("answered already" not in prompt for prompt in prompts[2:5]) and "answered already" in prompts[5]
 
 
+@pytest.mark.parametrize("share", [True, False])
+def test_in_turn_asks_the_same(share):
+    """What training does without a plan is what solving does with one."""
+    found, prompts = solved({"share_answers": share}, says)
+    again = []
+
+    class InTurn:
+        async def solve(self, task, ctx):
+            return await DaSLaM(share_answers=share).in_turn(task.goal, found.details["sub_questions"], ctx)
+
+    lm = Scripted(lambda request, index: again.append(request.prompt) or says(request.prompt))
+    final, answers = Run(lm, vote=First(), sampling=Sampling()).solve_sync(InTurn(), task_of({"question": QUESTION}))
+    assert again == prompts[2:] and final == found.details["final"] and answers == found.details["sub_answers"]
+
+
 def test_without_feedback_the_decomposer_does_not_see_the_first_answer():
     found, prompts = solved({"feedback": False}, says)
     assert found.details["first"] not in prompts[1] and QUESTION in prompts[1]

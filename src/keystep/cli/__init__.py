@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 from keystep.cli.bench import bench
 from keystep.cli.catalogue import methods, models
 from keystep.cli.decompose import decompose
+from keystep.cli.demos import demos, questions
 from keystep.cli.export import export, prune
 from keystep.cli.forecast import forecast
 from keystep.cli.helpers import init, reproduce
@@ -40,8 +41,8 @@ class _Commands(TyperGroup):
 
 app = typer.Typer(name="keystep", cls=_Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 COMMANDS = (
-    run, forecast, resume, runs, show, decide, report, view, export, prune, solve, init, models, methods, bench, decompose, reproduce,
-    serve, serve_model,
+    run, forecast, resume, runs, show, decide, report, view, export, prune, solve, demos, questions, init, models, methods, bench,
+    decompose, reproduce, serve, serve_model,
 )  # fmt: skip
 for command in COMMANDS:
     app.command()(command)

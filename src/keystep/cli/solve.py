@@ -103,6 +103,9 @@ def solve(
 def _pairs(flag: str, texts: list[str] | None) -> dict[str, Any]:
     from keystep.run.procedure_file import parse_setting
 
+    for text in texts or ():
+        if not text.partition("=")[1]:
+            raise BadInput("is written name=value", field=flag, value=text, mend=f"for instance {flag} name=value")
     pairs = [parse_setting(text) for text in texts or ()]
     if len(dict(pairs)) < len(pairs):
         raise BadInput("is given twice", field=flag, value=[name for name, _ in pairs], mend="give every name once")

@@ -23,6 +23,9 @@ from keystep.run.templates import evaluate, render
 from keystep.task import Task
 
 SOLVERS: dict[str, str] = {  # name -> "module:class"
+    "auto-cot": "keystep.solve.auto_cot:AutoCot",
+    "decomposed-prompting": "keystep.solve.decomposed_prompting.solver:DecomposedPrompting",
+    "plan-and-solve": "keystep.solve.plan_and_solve:PlanAndSolve",
     "daslam": "keystep.solve.daslam.solver:DaSLaM",
     "explore-execute": "keystep.solve.explore_execute.solver:ExploreExecute",
 }
@@ -170,7 +173,9 @@ def judged(solver: Solver, task: Task, answer: str) -> bool | None:
     expected = task.state.get("expected") if isinstance(task.state, dict) else None
     if task.check is not None:
         return bool(evaluate(task.check, {"inputs": task.inputs, "state": task.state, "answer": answer}, "check"))
-    return None if expected is None else solver.right(answer, str(expected))
+    if expected is None:
+        return None
+    return solver.right(answer, expected if isinstance(expected, str) else dumps(expected))
 
 
 def _plain(text: str) -> str:

@@ -79,11 +79,21 @@ class DaSLaM(Solver):
         changes: dict[str, Any] = {} if model is None else {"lm": model}
         return list((await ctx.ask(self.decomposer_prompt(question, first), parse=self.read, **changes)).value)
 
-    async def with_answers(self, question: str, asked: Sequence[str], ctx: Context, **sampling: Any) -> tuple[str, list[str]]:
+    async def with_answers(self, question: str, asked: Sequence[str], ctx: Context) -> tuple[str, list[str]]:
         """The solver's answers to sub-questions, and its answer to the question after them: (last answer, those before)."""
-        library = SkillLibrary([SolverSkill(self, False, sampling), SolverSkill(self, True, sampling)])
+        library = SkillLibrary([SolverSkill(self, last=False), SolverSkill(self, last=True)])
         found = await ctx.execute(self.plan(question, asked), library)
         return str(found["said"]), [str(pair["answer"]) for pair in found["earlier"]]
+
+    async def in_turn(self, question: str, asked: Sequence[str], ctx: Context, **sampling: Any) -> tuple[str, list[str]]:
+        """`with_answers` one after the other and without a plan: the same prompts, for the many short decompositions of a training."""
+        context, pairs = context_of(question), list[dict[str, str]]()
+        for sub in asked:
+            prompt = self.solver_prompt(sub, pairs if self.share_answers else [], context)
+            answer = await ctx.ask(prompt, parse=self.said, key=answer_key, **sampling)
+            pairs.append({"question": sub, "answer": str(answer.value)})
+        final = await ctx.ask(self.solver_prompt(question, pairs), parse=self.said_at_last, key=answer_key, **sampling)
+        return str(final.value), [pair["answer"] for pair in pairs]
 
     def plan(self, question: str, asked: Sequence[str]) -> Plan:
         """A step for every sub-question, needing those before it where answers are shared, and one for the question after all of them."""
@@ -152,14 +162,13 @@ class DaSLaM(Solver):
 class SolverSkill(Skill):
     """Asks the run's model a question of the plan."""
 
-    def __init__(self, solver: DaSLaM, last: bool, sampling: Mapping[str, Any]) -> None:
+    def __init__(self, solver: DaSLaM, last: bool) -> None:
         super().__init__("answer-at-last" if last else "answer", cost=1.0)
-        self.solver, self.sampling = solver, dict(sampling)
-        self.parse = solver.said_at_last if last else solver.said
+        self.solver, self.parse = solver, solver.said_at_last if last else solver.said
 
     async def call(self, inputs: Mapping[str, Any], ctx: Context) -> dict[str, Any]:
         prompt = self.solver.solver_prompt(inputs["question"], inputs["earlier"], inputs["context"])
-        answer = await ctx.ask(prompt, parse=self.parse, key=answer_key, **self.sampling)
+        answer = await ctx.ask(prompt, parse=self.parse, key=answer_key)
         return {"said": answer.value, "earlier": inputs["earlier"]}
 
 

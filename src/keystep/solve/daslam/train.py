@@ -326,7 +326,7 @@ class Training:
             problem = self.problems[number]
             place = blake2b("\n".join(asked).encode(errors="replace"), digest_size=8).hexdigest()  # what was asked there, and nothing else
             async with self.gate:
-                final, answers = await self.solver.with_answers(problem.question, asked, ctx.at(f"{number}-{place}"), **self.sampling)
+                final, answers = await self.solver.in_turn(problem.question, asked, ctx.at(f"{number}-{place}"), **self.sampling)
             outcome = rewards.Outcome(
                 problem.question,
                 context_of(problem.question),
