@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -76,6 +77,41 @@ def daslam(
         rescue, damage = ("-" if share is None else f"{share:.1%}" for share in (found.rescue, found.damage))
         typer.echo(f"{stage}: {found.direct:.1%} alone, {found.decomposed:.1%} decomposed (rescued {rescue}, damaged {damage})")
     typer.echo(f"the decomposer is in {report.decomposer}; use it: keystep solve daslam --set decomposer=hf:{report.decomposer}")
+
+
+@train.command()
+def explore_execute(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="What is trained: a Hugging Face folder, or a name.")],
+    data: Annotated[Path, typer.Option(metavar="FILE", help='Rows: {"question", "plan", "execution"}, of rl {"question", "answer"}.')],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Gets the trained model, when it is whole.")],
+    stage: Annotated[str, typer.Option(metavar="STAGE", help="sft, ef-sft (plans alone) or rl.")],
+    settings: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A setting of the training.")] = None,
+    seed: Annotated[int, whole_option("Of every random draw.", "Training")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:  # fmt: skip
+    """Train a model to explore plans and to execute one (E²C): sft first, then ef-sft for a new domain, or rl.
+
+    The same command again goes on from the last checkpoint. Exit code: 0 trained, 2 bad input, 3 stopped.
+    """
+    from keystep.cli.solve import _pairs
+    from keystep.solve.explore_execute.train import Settings, train
+
+    chosen = Settings.of(_pairs("--set", settings))
+    try:
+        with _stages(quiet or as_json) as tell:
+            report = train(model, data, out, stage, chosen, seed=seed, tell=tell)
+    except KeyboardInterrupt:
+        typer.echo("stopped; the same command goes on from the last checkpoint", err=True)
+        raise typer.Exit(3) from None
+    if as_json:
+        typer.echo(json.dumps({**report.model_dump(mode="json"), "out": str(out)}))
+        return
+    typer.echo(
+        f"{report.steps} steps on {report.rows} rows, {report.tokens:,} tokens"
+        + (f"; {report.left_out} rows were too long" if report.left_out else "")
+    )
+    typer.echo(f"the model is in {out}; use it: keystep solve explore-execute 'QUESTION' --set tagged=true --model hf:{out}")
 
 
 def _finished(work: Any, tell: Any) -> Any:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from keystep.errors import BadInput
+from keystep.solve.answers import written
 
 Row = dict[str, Any]
 
@@ -47,7 +48,7 @@ def svamp(text: str) -> list[Row]:
     for row in json.loads(text):
         body, answer = row["Body"].strip(), row["Answer"]
         question = f"{body}{'' if body.endswith('.') else '.'} {row['Question'].strip()}"
-        found.append({"id": row["ID"], "question": question, "answer": f"{answer:g}" if isinstance(answer, float) else str(answer)})
+        found.append({"id": row["ID"], "question": question, "answer": written(float(answer))})
     return found
 
 
