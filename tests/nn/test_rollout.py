@@ -50,6 +50,15 @@ def test_draws_follow_their_generator_and_the_share(model):
     assert drawn(1, top_p=1e-9) == sampled(model, PROMPTS, 6, [], temperature=0)
 
 
+def test_numbers_decide_a_row_whatever_stands_beside_it(model):
+    numbers = torch.rand(3, 6, generator=torch.Generator().manual_seed(0))
+    together = sampled(model, PROMPTS, 6, [], numbers=numbers)
+    assert together == [sampled(model, [prompt], 6, [], numbers=numbers[row : row + 1])[0] for row, prompt in enumerate(PROMPTS)]
+    shares = torch.softmax(model(input_ids=torch.tensor([[4]])).logits[0, -1], -1)
+    found = torch.tensor(sampled(model, [[4]] * 2000, 1, [], numbers=(torch.arange(2000) / 2000)[:, None]))[:, 0]
+    assert torch.allclose(torch.bincount(found, minlength=20) / 2000, shares, atol=2e-3)
+
+
 def test_frequencies_are_those_of_the_model(model):
     shares = torch.softmax(model(input_ids=torch.tensor([[1, 2, 3]])).logits[0, -1], -1)
     found = torch.tensor(sampled(model, [[1, 2, 3]] * 4000, 1, [], torch.Generator().manual_seed(0)))[:, 0]

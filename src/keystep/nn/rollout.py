@@ -49,7 +49,7 @@ def scored(model: Any, batch: Rows, head: Any = None, temperature: float = 1.0) 
 @torch.no_grad()
 def sampled(
     model: Any, prompts: Sequence[Sequence[int]], most: int, ends: Sequence[int], generator: torch.Generator | None = None, *,
-    temperature: float = 1.0, top_p: float = 1.0,
+    temperature: float = 1.0, top_p: float = 1.0, numbers: Tensor | None = None,
 ) -> list[list[int]]:  # fmt: skip
     """One answer for each prompt, at most `most` tokens of it, its end token included where it was drawn.
 
@@ -57,6 +57,7 @@ def sampled(
         ends: tokens that end an answer.
         generator: of the draws, on the CPU; a temperature of 0 is greedy and needs none.
         top_p: draw among the likeliest tokens that hold this share.
+        numbers: [rows, most] in [0, 1), the draws themselves, so that a row does not depend on those beside it; in place of a generator.
     """
     device = next(model.parameters()).device
     length = max(map(len, prompts))
@@ -71,10 +72,10 @@ def sampled(
     going = torch.ones(len(prompts), dtype=torch.bool, device=device)
     drawn: list[Tensor] = []
     cache = None
-    for _ in range(most):
+    for at in range(most):
         out = model(input_ids=tokens, attention_mask=attended, position_ids=places, past_key_values=cache, use_cache=True)
         cache = out.past_key_values
-        chosen = _drawn(out.logits[:, -1].float(), temperature, top_p, generator)
+        chosen = _drawn(out.logits[:, -1].float(), temperature, top_p, generator, None if numbers is None else numbers[:, at])
         drawn.append(torch.where(going, chosen, -1))
         going = going & ~torch.isin(chosen, ending)
         if not bool(going.any()):
@@ -85,7 +86,7 @@ def sampled(
     return [[token for token in row if token >= 0] for row in found]
 
 
-def _drawn(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator | None) -> Tensor:
+def _drawn(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator | None, numbers: Tensor | None) -> Tensor:
     if temperature == 0:
         return logits.argmax(-1)
     shares = torch.softmax(logits / temperature, -1)
@@ -93,4 +94,8 @@ def _drawn(logits: Tensor, temperature: float, top_p: float, generator: torch.Ge
         ranked, order = shares.sort(-1, descending=True)
         ranked[ranked.cumsum(-1) - ranked >= top_p] = 0.0  # what comes before it holds the share already
         shares = torch.zeros_like(shares).scatter(-1, order, ranked)
+    if numbers is not None:
+        reached = shares.double().cumsum(-1)
+        found = torch.searchsorted(reached, (numbers.to(reached) * reached[:, -1])[:, None], right=True).squeeze(-1)
+        return found.clamp(max=shares.shape[-1] - 1)
     return torch.multinomial(shares.cpu(), 1, generator=generator).squeeze(-1).to(logits.device)

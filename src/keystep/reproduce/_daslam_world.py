@@ -191,7 +191,8 @@ def blank(folder: Path, seed: int, width: int, layers: int) -> Path:
 
     words = Tokenizer(models.WordLevel(dict(NUMBER), unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.Split(Regex(PATTERN), "removed", invert=True)
-    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>", pad_token="<pad>", unk_token="<unk>").save_pretrained(folder)
+    tokenizer: Any = PreTrainedTokenizerFast
+    tokenizer(tokenizer_object=words, eos_token="</s>", pad_token="<pad>", unk_token="<unk>").save_pretrained(folder)
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(WORDS), hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers, num_attention_heads=4,

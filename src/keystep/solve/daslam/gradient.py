@@ -14,6 +14,7 @@ from torch import Tensor
 
 from keystep.nn import policy_gradient as pg
 from keystep.nn.rollout import Rows, rows, scored
+from keystep.nn.tuning import load_optimiser, save_optimiser, write_json
 
 if TYPE_CHECKING:
     from keystep.solve.daslam.policy import Policy
@@ -117,22 +118,14 @@ class Learner:
 
     def save(self, folder: Path, state: dict[str, Any]) -> None:
         """The value head, Adam's moments and what else goes on, beside the weights of the policy."""
-        kept = {f"head.{name}": weight for name, weight in self.policy.head.state_dict().items()}
-        for number, moments in self.optimiser.state_dict()["state"].items():
-            kept |= {f"adam.{number}.{name}": torch.as_tensor(value) for name, value in moments.items()}
-        save_file({name: weight.detach().contiguous().cpu() for name, weight in kept.items()}, folder / "learner.safetensors")
-        (folder / "learner.json").write_text(json.dumps({**state, "kl_coefficient": self.kl.coefficient}), "utf-8")
+        save_file(self.policy.head.state_dict(), folder / "value-head.safetensors")
+        save_optimiser(self.optimiser, folder / "adam.safetensors")
+        write_json(folder / "learner.json", {**state, "kl_coefficient": self.kl.coefficient})
 
     def load(self, folder: Path) -> dict[str, Any]:
         """What `save` wrote; gives the state."""
-        kept = load_file(folder / "learner.safetensors")
-        self.policy.head.load_state_dict({name.removeprefix("head."): value for name, value in kept.items() if name.startswith("head.")})
-        whole = self.optimiser.state_dict()
-        for name, value in kept.items():
-            if name.startswith("adam."):
-                _, number, moment = name.split(".", 2)
-                whole["state"].setdefault(int(number), {})[moment] = value
-        self.optimiser.load_state_dict(whole)
+        self.policy.head.load_state_dict(load_file(folder / "value-head.safetensors"))
+        load_optimiser(self.optimiser, folder / "adam.safetensors")
         state: dict[str, Any] = json.loads((folder / "learner.json").read_text("utf-8"))
         self.kl.coefficient = state.pop("kl_coefficient")
         return state

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from keystep.errors import BadInput, MissingExtra
+from keystep.lm.local import fingerprint
+from keystep.nn.tuning import loaded, prompt_tokens, room
 
 if TYPE_CHECKING:
     from keystep.solve.daslam.train import Settings
@@ -30,44 +32,22 @@ class Policy:
     """
 
     def __init__(self, folder: str, settings: Settings, seed: int) -> None:
-        try:
-            import torch
-            import transformers
-
-            from keystep.lm.local import fingerprint
-            from keystep.nn.policy_gradient import ValueHead
-        except ImportError:
-            raise MissingExtra("training a decomposer", "train") from None
-        torch.manual_seed(seed)
         self.settings, self.folder = settings, folder
-        device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        try:
-            self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder)
-            self.model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=settings.dtype, use_safetensors=True)
-        except (OSError, ValueError, RuntimeError) as error:
-            mend = "give a folder with config.json, a tokenizer and *.safetensors, or a name on the hub"
-            raise BadInput(f"cannot be loaded ({str(error).splitlines()[0]})", field="MODEL", value=folder, mend=mend) from error
-        if self.tokenizer.eos_token_id is None:
-            raise BadInput("its tokenizer has no end token", field="MODEL", value=folder, mend="set tokenizer.eos_token and save it")
-        self.print = fingerprint(self.model)
-        width = self.model.config.get_text_config().hidden_size
-        self.room: float = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or float("inf")
-        if settings.lora_rank:
-            self.model = _with_lora(self.model, settings, folder)
-        self.head = ValueHead(width).to(device)
-        self.model = self.model.to(device)
-        self.device = device
-        self.end: int = self.tokenizer.eos_token_id
+        model, self.tokenizer = loaded(folder, settings.device, settings.dtype)
+        import torch
+
+        from keystep.nn.policy_gradient import ValueHead
+
+        torch.manual_seed(seed)
+        self.print, self.room, self.end, self.device = fingerprint(model), room(model), int(self.tokenizer.eos_token_id), model.device
+        self.head = ValueHead(model.config.get_text_config().hidden_size).to(self.device)
+        self.model: Any = _with_lora(model, settings, folder).to(self.device) if settings.lora_rank else model
 
     # Texts and tokens.
 
     def prompt(self, text: str) -> list[int]:
         """The tokens of a prompt, as `keystep.lm.Local` would give them to the trained model."""
-        chat = bool(self.tokenizer.chat_template)
-        if chat:
-            text = self.tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True)
-        tokens: list[int] = self.tokenizer(text, add_special_tokens=not chat)["input_ids"]
-        return tokens
+        return prompt_tokens(self.tokenizer, text)
 
     def answer(self, text: str) -> list[int]:
         """The tokens of an answer, with its end."""

@@ -18,19 +18,18 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
-from importlib import import_module
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from keystep.errors import BadInput, MissingExtra
+from keystep.errors import BadInput
+from keystep.nn.tuning import Supervised, Tell, fine_tune, whole_folder, write_json
 from keystep.run.flags import Flag
 from keystep.run.run import Context, Run
 from keystep.run.vote import First
@@ -41,7 +40,6 @@ from keystep.solve.daslam.solver import DaSLaM
 from keystep.solve.daslam.text import answer_of, context_of, same_answer
 from keystep.task import Task
 
-Tell = Callable[[str, int, int, str], None]  # the stage, how much of it is done, of how much, and a word on how it goes
 FEEDBACK = ("attempt", "gold", "none")
 AT_ONCE = 64  # prompts that the policy answers in one batch
 
@@ -279,12 +277,12 @@ class Training:
         judged = {"sft": await self._judge(ctx, "sft")}
         steps, skipped, early = await self._policy_gradient(ctx, judged)
         final = self.out / "decomposer"
-        _whole(final, self.policy.save)
+        whole_folder(final, self.policy.save)
         report = Report(
             problems=len(self.trained), held_out=len(self.held), solver_right=sum(self.right) / len(self.right), judged=judged, steps=steps,
             skipped=skipped, left_out=left_out, stopped_early=early, decomposer=str(final),
         )  # fmt: skip
-        _written(done, report.model_dump_json(indent=2))
+        write_json(done, report.model_dump(mode="json"))
         return report
 
     # The solver.
@@ -383,8 +381,14 @@ class Training:
         if settings.sft_epochs and left_out and not rows:
             raise BadInput("no problem with sub-questions fits into it", field="longest", value=settings.longest, mend="raise it")
         if rows and settings.sft_epochs:
-            _sft(policy, rows, self.out / "sft-checkpoints", settings, self.seed, self.tell)
-        _whole(done, policy.save)
+            steps = max(1, round(settings.sft_epochs * len(rows) / min(settings.sft_batch, len(rows))))
+            how = Supervised(
+                steps=steps, rate=settings.sft_rate, batch=settings.sft_batch, micro_batch=settings.micro_batch,
+                warmup=min(1.0, settings.sft_warmup / steps), betas=(0.9, 0.999), decay=0.0,
+            )  # fmt: skip
+            policy.only(policy.moved())
+            fine_tune(policy.model, policy.tokenizer, rows, self.out / "sft-checkpoints", how, self.seed, self.tell)
+        whole_folder(done, policy.save)
         shutil.rmtree(self.out / "sft-checkpoints", ignore_errors=True)
         return left_out
 
@@ -399,16 +403,17 @@ class Training:
         self.policy.model.eval()
         most = self.settings.max_tokens
         for prompt in prompts:
-            most = min(most, int(min(self.policy.room, 1e9)) - len(prompt))
+            most = min(most, self.policy.room - len(prompt))
         if most < 1:
             raise BadInput(
                 "a prompt leaves no room for an answer", field="MODEL", value=self.policy.room, mend="use a model that reads more"
             )
         generator = torch.Generator().manual_seed(0 if key is None else key)
-        how = {"temperature": 0.0 if key is None else self.settings.temperature, "top_p": self.settings.top_p}
+        temperature, top_p = (0.0 if key is None else self.settings.temperature), self.settings.top_p
         found: list[list[int]] = []
         for at in range(0, len(prompts), AT_ONCE):
-            found += sampled(self.policy.model, prompts[at : at + AT_ONCE], most, [self.policy.end], generator, **how)
+            some = prompts[at : at + AT_ONCE]
+            found += sampled(self.policy.model, some, most, [self.policy.end], generator, temperature=temperature, top_p=top_p)
         return found
 
     async def _policy_gradient(self, ctx: Context, judged: dict[str, Judgement]) -> tuple[int, int, bool]:
@@ -433,7 +438,7 @@ class Training:
         def save() -> None:
             nonlocal saved
             if state["step"] > saved:
-                _whole(self.out / "checkpoints" / f"step-{state['step']:06d}", write)
+                whole_folder(self.out / "checkpoints" / f"step-{state['step']:06d}", write)
                 for old in sorted((self.out / "checkpoints").glob("step-*"))[:-1]:
                     shutil.rmtree(old)
                 saved = state["step"]
@@ -490,33 +495,6 @@ class Training:
         return order[at % n]
 
 
-def _sft(policy: Policy, rows: list[dict[str, Any]], folder: Path, settings: Settings, seed: int, tell: Tell) -> None:
-    """`trl.SFTTrainer` on rows of tokens; goes on from its own last checkpoint where it was stopped."""
-    try:
-        datasets, transformers, trl = (import_module(name) for name in ("datasets", "transformers", "trl"))
-    except ImportError:
-        raise MissingExtra("supervised fine-tuning", "train") from None
-
-    class Told(transformers.TrainerCallback):  # type: ignore[misc, name-defined]  # a module's class, imported when it runs
-        def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-            tell("fine-tuning", state.global_step, state.max_steps, "")
-
-    policy.only(policy.moved())
-    micro = min(settings.micro_batch, settings.sft_batch)
-    config = trl.SFTConfig(
-        output_dir=str(folder), num_train_epochs=settings.sft_epochs, learning_rate=settings.sft_rate, warmup_steps=settings.sft_warmup,
-        per_device_train_batch_size=micro, gradient_accumulation_steps=max(1, settings.sft_batch // micro), seed=seed, data_seed=seed,
-        max_length=None, save_strategy="steps", save_steps=200, save_total_limit=1, report_to=[], disable_tqdm=True, bf16=False,
-        gradient_checkpointing=False, use_cpu=policy.device == "cpu", dataloader_pin_memory=False, logging_strategy="no",
-    )  # fmt: skip
-    trainer = trl.SFTTrainer(
-        policy.model, config, train_dataset=datasets.Dataset.from_list(rows), processing_class=policy.tokenizer, callbacks=[Told()]
-    )
-    trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
-    checkpoints = sorted(folder.glob("checkpoint-*"))
-    trainer.train(resume_from_checkpoint=bool(checkpoints))
-
-
 async def _all(waits: Iterable[Any]) -> list[Any]:
     """Results in order; the first failure cancels the rest and is raised as it is."""
     try:
@@ -548,27 +526,13 @@ def _own_folder(out: Path) -> None:
         raise BadInput(f"cannot be used ({error})", field="--out", value=str(out), mend="name another folder") from None
 
 
-def _whole(folder: Path, write: Callable[[Path], Any]) -> None:
-    """A folder that takes its place when it is whole."""
-    part = folder.with_name(f"{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    write(part)
-    shutil.rmtree(folder, ignore_errors=True)
-    part.replace(folder)
-
-
-def _written(file: Path, text: str) -> None:
-    part = file.with_name(f"{file.name}.part")
-    part.write_text(text, "utf-8")
-    os.replace(part, file)
-
-
 def _cut(log: Path, step: int) -> None:
     """Take off the lines of later steps: they are made again."""
     if log.exists():
         lines = [line for line in log.read_text("utf-8").splitlines() if json.loads(line)["step"] <= step]
-        _written(log, "".join(f"{line}\n" for line in lines))
+        part = log.with_name(f"{log.name}.part")
+        part.write_text("".join(f"{line}\n" for line in lines), "utf-8")
+        part.replace(log)
 
 
 def _latest(folder: Path) -> Path | None:
