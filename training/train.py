@@ -1,4 +1,4 @@
-"""Train the members of the embedded ensembles from scratch: `python training/train.py hanoi` (or ledger, hanoi-large, ledger-large).
+"""Train the members of the embedded ensembles from scratch: `python training/train.py hanoi` (or any other of ENSEMBLES).
 
 Every member is a stock `transformers` LlamaForCausalLM with its own seed, data order and size. It is trained on random states drawn by
 `training/<skill>.py`, with the loss on the answer's tokens only, by Muon (matrices) and AdamW (embeddings, norms) under a cosine rate.
@@ -17,9 +17,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import arithmetic
 import hanoi
 import ledger
 import numpy as np
+import pairs
 import torch
 from forward import answer_logits, in_parts
 from rich.progress import Progress, track
@@ -28,8 +30,10 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from keystep.lm.embedded import arithmetic as arithmetic_tokens
 from keystep.lm.embedded import hanoi as hanoi_tokens
 from keystep.lm.embedded import ledger as ledger_tokens
+from keystep.lm.embedded import pairs as pairs_tokens
 
 HERE = Path(__file__).parent
 BUILD = HERE / "build"
@@ -73,8 +77,12 @@ class Member:
     rate: float = 2e-2
     embedding_rate: float = 3e-3
     decay: float = 0.01
+    pool: int = 0  # in the last half of the updates, a batch is the hardest three quarters of it among so many examples, and others
     tall: float = 1.0  # hanoi: how much more often towers of 12 and more disks are drawn
     hard: tuple[Hard, ...] = ()  # hanoi: further stages
+
+
+Loss = Callable[[LlamaForCausalLM, Member, np.random.Generator, float], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -83,7 +91,7 @@ class Kind:
 
     vocabulary: int
     length: int
-    loss: Callable[[LlamaForCausalLM, Member, np.random.Generator, float], torch.Tensor]
+    loss: Loss
     start: Callable[[LlamaForCausalLM], None] = lambda net: None  # changes a blank net before its training
 
 
@@ -109,9 +117,27 @@ def hard_loss(net: LlamaForCausalLM, hard: Hard, rng: np.random.Generator, liste
     return functional.cross_entropy(answer_logits(net, tokens, start).flatten(0, 1), tokens[:, start:].flatten())
 
 
+def loss_of(batch: Callable[[np.random.Generator, int], np.ndarray], start: int) -> Loss:
+    """The loss of a skill whose examples are all of one length, with `start` tokens of prompt."""
+
+    def loss(net: LlamaForCausalLM, member: Member, rng: np.random.Generator, done: float) -> torch.Tensor:
+        hard = member.pool > member.batch and done >= 0.5
+        tokens = torch.from_numpy(batch(rng, member.pool if hard else member.batch))
+        if hard:
+            losses = functional.cross_entropy(in_parts(net, tokens, start).transpose(1, 2), tokens[:, start:], reduction="none").sum(1)
+            order, hardest = losses.argsort(descending=True), member.batch * 3 // 4
+            others = hardest + torch.from_numpy(rng.choice(member.pool - hardest, member.batch - hardest, replace=False))
+            tokens = tokens[torch.cat([order[:hardest], order[others]])]
+        return functional.cross_entropy(answer_logits(net, tokens, start).flatten(0, 1), tokens[:, start:].flatten())
+
+    return loss
+
+
 KINDS = {
     "hanoi": Kind(hanoi_tokens.VOCABULARY, 64, hanoi_loss),
     "ledger": Kind(ledger_tokens.VOCABULARY, 256, ledger.loss, ledger.start),
+    "arithmetic": Kind(arithmetic_tokens.VOCABULARY, 16, loss_of(arithmetic.batch, arithmetic.PROMPT)),
+    "pairs": Kind(pairs_tokens.VOCABULARY, 16, loss_of(pairs.batch, pairs.PROMPT), pairs.start),
 }
 
 HARD = (Hard(2000), Hard(1200, rate=1.2e-3, embedding_rate=5e-4, pool=128, legal=0.25, listed=0.5))
@@ -131,6 +157,12 @@ ENSEMBLES: dict[str, list[Member]] = {
         Member(seed=4, width=48, hidden=48, heads=3, batch=8, updates=1500),
         Member(seed=5, width=48, hidden=56, heads=3, batch=8, updates=1500),
         Member(seed=6, width=48, hidden=64, heads=3, batch=8, updates=1500),
+    ],
+    "arithmetic": [
+        Member(seed=31, width=24, hidden=64, updates=4000),
+    ],
+    "pairs": [
+        Member(seed=41, width=24, hidden=64, updates=4000),
     ],
     "hanoi-large": [
         Member(seed=11, width=64, hidden=176, updates=6000, tall=3.0, hard=HARD),
