@@ -159,7 +159,11 @@ ENSEMBLES: dict[str, list[Member]] = {
         Member(seed=6, width=48, hidden=64, heads=3, batch=8, updates=1500),
     ],
     "arithmetic": [
-        Member(seed=31, width=24, hidden=64, updates=4000),
+        Member(seed=31, width=32, hidden=96, batch=256, updates=1800),
+        Member(seed=32, width=32, hidden=112, batch=256, updates=1800),
+        Member(seed=33, width=28, hidden=96, batch=256, updates=2000),
+        Member(seed=34, width=32, hidden=80, batch=256, updates=1900),
+        Member(seed=35, width=32, hidden=104, batch=256, updates=1800),
     ],
     "pairs": [
         Member(seed=41, width=24, hidden=64, updates=4000),

@@ -208,12 +208,12 @@ def test_an_item_is_asked_and_judged_as_it_is_written():
 
 
 def test_sums_products_and_lists_are_voted_right_by_an_erring_worker():
-    for name, given, result in [
+    for name, own, result in [
         ("add", {"a": 999, "b": 12345}, {"sum": 13344}),
         ("multiply", {"a": 12345, "b": 67890}, {"product": 838102050}),
         ("sort", {"values": [30, -1, 7, 7, 0]}, {"sorted": [-1, 0, 7, 7, 30]}),
     ]:
-        outcome = Run(Worker([0.85, 0.1]), vote=AheadBy(5), seed=1).execute_sync(builtin(name, given))
+        outcome = Run(Worker([0.85, 0.1]), vote=AheadBy(5), seed=1).execute_sync(builtin(name, own))
         assert outcome.correct and outcome.result == result
 
 
