@@ -31,6 +31,12 @@ def parts() -> dict[str, np.ndarray]:
     return {"addition": found[adds], "multiplication": found[~adds & ~never], "multiplication that never comes up": found[~adds & never]}
 
 
+def wanted() -> np.ndarray:
+    """The table's rows that come up in tasks."""
+    found = parts()
+    return np.concatenate([found["multiplication"], found["addition"]])
+
+
 def answer(columns: np.ndarray) -> np.ndarray:
     """Digits and carries, int [N, 2], as answers' tokens, int [N, 3]."""
     return np.concatenate([DIGIT + columns, np.full((len(columns), 1), END)], 1)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 PROMPT = 6  # two numbers of three tokens, then both again in order, then the end
 KINDS = ("random", "same first digits", "same last digits", "neighbours", "near", "equal", "opposite", "below a hundred")
+POOL = 30_000  # examples, and their seed
 PLAIN = 0.4  # share of a batch that is random numbers; the other kinds have equal parts of the rest
 
 
@@ -63,6 +64,11 @@ def draw(rng: np.random.Generator, size: int, kind: int | None = None) -> tuple[
 def batch(rng: np.random.Generator, size: int) -> np.ndarray:
     """`size` whole examples, prompt and answer: int [size, 13]."""
     return examples(*draw(rng, size))
+
+
+def pool() -> np.ndarray:
+    """Examples among which those are looked for that a member gets wrong: always the same ones, drawn as in training."""
+    return batch(np.random.default_rng(POOL), POOL)
 
 
 def start(net: LlamaForCausalLM) -> None:

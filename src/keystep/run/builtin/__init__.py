@@ -42,9 +42,12 @@ def builtin(name: str, settings: Mapping[str, Any]) -> Procedure:
 
 def _unlike(value: Any, wanted: str) -> str | None:
     """What is wrong with a setting whose field has this type."""
-    whole = lambda value: isinstance(value, int) and not isinstance(value, bool)  # noqa: E731
     if wanted == "str":
         return None if isinstance(value, str) else "is a text"
     if wanted == "list[int]":
-        return None if isinstance(value, list) and all(map(whole, value)) else "is a list of whole numbers"
-    return None if whole(value) else "is a whole number"
+        return None if isinstance(value, list) and all(map(_whole, value)) else "is a list of whole numbers"
+    return None if _whole(value) else "is a whole number"
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
