@@ -25,6 +25,7 @@ from keystep.lm.embedded.arithmetic import encode as arithmetic_encode
 from keystep.lm.embedded.ledger import END, MAX_VALUE, VALUE, encode, render
 from keystep.lm.embedded.model import WEIGHTS, Ensemble, answer_probabilities, load
 from keystep.lm.embedded.pairs import encode as pairs_encode
+from keystep.run import Procedure
 from keystep.run.builtin import builtin
 from keystep.worlds import ledger as ledger_world
 
@@ -90,11 +91,11 @@ def task_steps(ensemble: str) -> dict[str, list[Steps]]:
     return {f"{LEDGER_RUNS} ledgers of {LEDGER_WORDS} words, all {LEDGER_STEPS:,} steps of each": runs}
 
 
-def ledger_run(instance: int) -> Steps:
+def ledger_run(instance: int, steps: int = LEDGER_STEPS) -> Steps:
     """The steps of the procedure `ledger` with this instance."""
     values = ledger_world.dictionary(LEDGER_WORDS, instance)
     prompts, answers, total, shared = [], [], 0, 0
-    for word in ledger_world.keys(values, LEDGER_STEPS, instance):
+    for word in ledger_world.keys(values, steps, instance):
         known = encode(render(values, total, word))
         assert known is not None
         total += values[word]
@@ -109,19 +110,18 @@ def products(digits: int) -> list[Steps]:
     rng = np.random.default_rng([SEED, digits])
     runs = []
     for number, (a, b) in enumerate(rng.integers(10 ** (digits - 1), 10**digits, (PRODUCTS, 2)).tolist()):
-        runs.append(run_steps(number, "multiply", {"a": a, "b": b}))
+        runs.append(run_steps(number, builtin("multiply", {"a": a, "b": b})))
     return runs
 
 
 def lists(size: int, count: int) -> list[Steps]:
     """The steps of the procedure `sort` on random lists."""
-    return [run_steps(number, "sort", {"size": size, "instance": SEED + number}) for number in range(count)]
+    return [run_steps(number, builtin("sort", {"size": size, "instance": SEED + number})) for number in range(count)]
 
 
-def run_steps(label: int, name: str, settings: dict[str, Any]) -> Steps:
-    """Every step of a built-in procedure whose answers are two numbers, as the ensemble's tokens."""
-    work = builtin(name, settings)
-    encode, answered = (arithmetic_encode, arithmetic.answer) if name == "multiply" else (pairs_encode, pairs.answer)
+def run_steps(label: int, work: Procedure) -> Steps:
+    """Every step of a procedure `multiply` or `sort` as its ensemble's tokens."""
+    encode, answered = (arithmetic_encode, arithmetic.answer) if work.name == "multiply" else (pairs_encode, pairs.answer)
     assert work.truth is not None
     known = [(encode(str(work.prompt(state))), answer) for state, answer in work.truth()]
     prompts = np.array([found[0] for found, _ in known if found])
