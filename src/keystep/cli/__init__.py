@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 from keystep.cli.bench import bench
 from keystep.cli.catalogue import methods, models
 from keystep.cli.decompose import decompose
+from keystep.cli.edit import edit
 from keystep.cli.export import export, prune
 from keystep.cli.forecast import forecast
 from keystep.cli.helpers import init, reproduce
@@ -45,6 +46,7 @@ COMMANDS = (
 )  # fmt: skip
 for command in COMMANDS:
     app.command()(command)
+app.add_typer(edit)
 
 
 def _version(wanted: bool) -> None:

@@ -36,6 +36,10 @@ METHODS = (
         "keystep decompose",
     ),
     Method("procbench", "measure", "Fujisawa et al. 2024, ProcBench, arXiv 2410.03117", "keystep bench procbench"),
+    Method(
+        "skill-localization", "edit",
+        "Panigrahi et al. 2023, Task-Specific Skill Localization in Fine-tuned Language Models, arXiv 2302.06600", "keystep edit locate",
+    ),
 )  # fmt: skip
 
 OTHER_MODELS = {
