@@ -23,6 +23,7 @@ from keystep.cli.journals import decide, runs, show
 from keystep.cli.report import report, view
 from keystep.cli.run import resume, run
 from keystep.cli.serve import serve, serve_model
+from keystep.cli.skill_world import skill_world
 from keystep.cli.solve import solve
 from keystep.cli.train import train
 from keystep.errors import KeystepError
@@ -42,7 +43,7 @@ class _Commands(TyperGroup):
 app = typer.Typer(name="keystep", cls=_Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 COMMANDS = (
     run, forecast, resume, runs, show, decide, report, view, export, prune, solve, demos, questions, init, models, methods, bench,
-    decompose, reproduce, serve, serve_model,
+    decompose, reproduce, serve, serve_model, skill_world,
 )  # fmt: skip
 for command in COMMANDS:
     app.command()(command)

@@ -122,15 +122,12 @@ def _train(
     draw = np.random.default_rng([net.seed, 1])
     model.train()
     for _ in range(net.updates):
-<<<<<<< HEAD
-        tokens, counted = (torch.from_numpy(part) for part in batch(draw))
-        places = None if not net.stretch else torch.from_numpy(stretched(tokens.shape[0], tokens.shape[1] - 1, net.stretch, draw))
-        logits = model(input_ids=tokens[:, :-1], position_ids=places).logits
-=======
         rows, counts = batch(draw)
         tokens, counted = torch.from_numpy(rows), torch.from_numpy(counts)
-        logits = model(**(read(model, rows[:, :-1]) if read else {"input_ids": tokens[:, :-1]})).logits
->>>>>>> procb
+        given = read(model, rows[:, :-1]) if read else {"input_ids": tokens[:, :-1]}
+        if net.stretch:
+            given["position_ids"] = torch.from_numpy(stretched(rows.shape[0], rows.shape[1] - 1, net.stretch, draw))
+        logits = model(**given).logits
         wanted = counted[:, 1:]
         loss = functional.cross_entropy(logits[wanted], tokens[:, 1:][wanted])
         model.zero_grad()

@@ -34,7 +34,7 @@ def untrained(folder: Path, seed: int, width: int = 64, layers: int = 3, heads: 
     config = LlamaConfig(
         vocab_size=len(pieces), hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers, num_attention_heads=heads,
         num_key_value_heads=heads, max_position_embeddings=longest, tie_word_embeddings=False, bos_token_id=None, eos_token_id=0,
-        pad_token_id=0,
+        pad_token_id=0, initializer_range=width**-0.5,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -1,8 +1,8 @@
 """Arithmetic by a ranking of the operators that the question gives: which operator comes first is the plan, the rest is mechanical.
 
-A question like `*-+<3-5*7+2` says: first all `*`, then all `-`, then all `+`, among equal ones from the left (`<`) or the right (`>`);
-numbers are residues modulo `MODULUS`. A plan lists the operators in the order of their use, a letter for each place (a is the leftmost).
-An execution says for every step the operator, the sub-result and what the expression has become.
+A question like `*-+<3-a5*b7+c2` says: first all `*`, then all `-`, then all `+`, among equal ones from the left (`<`) or the right (`>`);
+every operator has a letter, numbers are residues modulo `MODULUS`. A plan lists the letters in the order of their use. An execution says for
+every step the letter, the sub-result and what the expression has become.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import permutations
 from random import Random
 
-MODULUS = 19
+MODULUS = 7
 OPERATORS = "+-*"
 RANKINGS = tuple("".join(order) for order in permutations(OPERATORS))
 LETTERS = "abcdefgh"
@@ -29,7 +29,11 @@ class Problem:
 
     @property
     def question(self) -> str:
-        return f"{self.ranking}{'<' if self.left else '>'}{_written(self.numbers, self.operators)}"
+        return f"{self.ranking}{'<' if self.left else '>'}{self.expression}"
+
+    @property
+    def expression(self) -> str:
+        return _written(self.numbers, self.operators, range(len(self.operators)))
 
     def order(self) -> list[int]:
         """The places of the operators in the order of their use."""
@@ -50,7 +54,7 @@ class Problem:
             shown = f"{numbers[at]}{operator}{numbers[at + 1]}={result}"
             numbers[at : at + 2] = [result]
             del places[at]
-            lines.append(f"{step}.{LETTERS[place]}{shown};{_written(numbers, [self.operators[p] for p in places])}")
+            lines.append(f"{step}.{LETTERS[place]}{shown};{_written(numbers, self.operators, places)}")
         return "\n".join([*lines, f"\\boxed{{{numbers[0]}}}"])
 
     def answer(self, order: Sequence[int] | None = None) -> str:
@@ -73,5 +77,6 @@ def read_plan(plan: str) -> list[int]:
     return [LETTERS.index(line[-1]) for line in plan.splitlines() if line and line[-1] in LETTERS]
 
 
-def _written(numbers: Sequence[int], operators: Sequence[str]) -> str:
-    return "".join(f"{number}{operator}" for number, operator in zip(numbers, [*operators, ""], strict=True))
+def _written(numbers: Sequence[int], operators: str, places: Sequence[int]) -> str:
+    """An expression of what is left: the operators at `places`, each with its letter."""
+    return "".join([str(numbers[0]), *(f"{operators[at]}{LETTERS[at]}{number}" for at, number in zip(places, numbers[1:], strict=True))])
