@@ -157,6 +157,7 @@ def steps(journal):
 def test_a_cluster_that_others_started(postgres, tmp_path, monkeypatch):
     """By `ray start`, through Ray's client, in processes of their own; a run that is told to end (SIGTERM) goes on later."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")  # a client that is not told so sends none, and `ray start` wants one by default
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"instance": number}) + "\n" for number in range(20)))
     port, url = free_port(), postgres.fresh()

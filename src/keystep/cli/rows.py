@@ -60,15 +60,20 @@ def carry_out_rows(job: Job, run: Run, many: Many, journal: str, as_json: bool, 
 
 async def follow_rows(run: Run, many: Many, quiet: bool) -> ManyOutcome:
     """Carry the rows out, with a line that follows them; SIGTERM stops them as Ctrl-C does."""
-    task = asyncio.current_task()
-    assert task is not None
-    with suppress(NotImplementedError, RuntimeError):  # not everywhere, and in the main thread only
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    stoppable()
     try:
         with _following(run, many, quiet):
             return await many.execute(run)
     finally:
         await run.asking.lm.close()
+
+
+def stoppable() -> None:
+    """SIGTERM cancels the current task, as Ctrl-C does."""
+    task = asyncio.current_task()
+    assert task is not None
+    with suppress(NotImplementedError, RuntimeError):  # not everywhere, and in the main thread only
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
 
 
 @contextmanager

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,9 +16,9 @@ from keystep.cli.defaults import JOURNAL, MODEL, number_option, whole_option
 from keystep.errors import BadInput, KeystepError
 
 if TYPE_CHECKING:
-    from keystep.cli.job import Job
-    from keystep.run import Journal, ManyOutcome, Run
+    from keystep.run import Many, ManyOutcome, Run
     from keystep.solve.solver import Solver
+    from keystep.task import Task
 
 SHOWN = 5  # failed questions that are named
 
@@ -54,7 +56,9 @@ def solve(
     """
     flags = dict(locals())
     from keystep.cli.job import Job, open_journal
-    from keystep.solve.solver import SOLVERS, solver, task_of
+    from keystep.run import Many, Run
+    from keystep.run.many import input_rows
+    from keystep.solve.solver import SOLVERS, Solving, solver, task_of
 
     if method is None:
         typer.echo(json.dumps(sorted(SOLVERS)) if as_json else "\n".join(sorted(SOLVERS)))
@@ -63,21 +67,35 @@ def solve(
     if (question is None) == (inputs is None):
         mend = "write: keystep solve METHOD 'the question', or: keystep solve METHOD --inputs FILE"
         raise BadInput("is wanted, or --inputs FILE, and not both", field="QUESTION", value=question, mend=mend)
+    more = _pairs("--input", given)
+    if more.keys() & {"question", "goal"}:
+        raise BadInput("is the question", field="--input", value=min(more.keys() & {"question", "goal"}), mend="write it behind METHOD")
+    if inputs and more:
+        raise BadInput("is for one question", field="--input", value=list(more), mend="write it into the rows of the file")
+    if results and not inputs:
+        raise BadInput("is for --inputs", field="--results", value=results, mend="leave it out: one answer is printed")
     kept = ("model", "base_url", "api_key_env", "prices", "ahead_by", "majority", "cap", "temperature", "max_tokens", "seed",
             "budget_calls", "budget_tokens", "budget_cost", "budget_seconds")  # fmt: skip
     job = Job.of({
         **{name: flags[name] for name in kept}, "procedure": f"solve {method}", "first": first or not (ahead_by or majority),
     })  # fmt: skip
-    asked = [chosen.identity(), _pairs("--input", given), question, inputs and str(Path(inputs).resolve())]
+    work: Task | Many
+    if inputs is None:
+        work = task_of({**more, "question": question})
+    else:
+        rows = input_rows(Path(inputs), frozenset({"question", "goal", "answer"}))
+        where = results or f"{inputs.removesuffix(Path(inputs).suffix)}.results.jsonl"
+        work = Many(lambda row: Solving(chosen, task_of(row)), rows, results=where, concurrency=concurrency)
+    asked = [chosen.identity(), more, question, inputs and str(Path(inputs).resolve())]
     asked.append(job.model_dump(mode="json", exclude={"budget_calls", "budget_tokens", "budget_cost", "budget_seconds"}))
     id = f"solve-{method}-{blake2b(json.dumps(asked, sort_keys=True).encode(), digest_size=5).hexdigest()}"
     store = open_journal(journal, must_exist=False)
     try:
-        if question is not None:
-            _one(chosen, task_of({"question": question, **_pairs("--input", given)}), job, store, id, as_json)
+        run = Run(job.build_lm(), vote=job.rule(), journal=store, seed=job.seed, id=id, sampling=job.sampling(), budget=job.budget())
+        if isinstance(work, Many):
+            _all(chosen, work, run, as_json, quiet)
         else:
-            assert inputs is not None
-            _all(chosen, inputs, results, concurrency, job, store, id, as_json, quiet)
+            _one(chosen, work, run, as_json, quiet)
     finally:
         store.close()
 
@@ -85,24 +103,25 @@ def solve(
 def _pairs(flag: str, texts: list[str] | None) -> dict[str, Any]:
     from keystep.run.procedure_file import parse_setting
 
+    for text in texts or ():
+        if not text.partition("=")[1]:
+            raise BadInput("is written name=value", field=flag, value=text, mend=f"for instance {flag} name=value")
     pairs = [parse_setting(text) for text in texts or ()]
     if len(dict(pairs)) < len(pairs):
         raise BadInput("is given twice", field=flag, value=[name for name, _ in pairs], mend="give every name once")
     return dict(pairs)
 
 
-def _run(job: Job, store: Journal, id: str) -> Run:
-    from keystep.run import Run
-
-    return Run(job.build_lm(), vote=job.rule(), journal=store, seed=job.seed, id=id, sampling=job.sampling(), budget=job.budget())
-
-
-def _one(chosen: Solver, task: Any, job: Job, store: Journal, id: str, as_json: bool) -> None:
-    run = _run(job, store, id)
+def _one(chosen: Solver, task: Task, run: Run, as_json: bool, quiet: bool) -> None:
+    """Solve one question and print its answer."""
+    from keystep.cli.rows import stoppable
+    from keystep.solve.solver import judged
 
     async def work() -> Any:
+        stoppable()
         try:
-            return await run.solve(chosen, task)
+            with _following(run, quiet):
+                return await run.solve(chosen, task)
         finally:
             await run.asking.lm.close()
 
@@ -122,22 +141,37 @@ def _one(chosen: Solver, task: Any, job: Job, store: Journal, id: str, as_json: 
     meter = run.meter
     spent = {"steps": meter.steps, "samples": meter.calls, "flagged": meter.flagged, "tokens_in": meter.tokens_in,
              "tokens_out": meter.tokens_out, "cost": meter.cost, "seconds": round(meter.seconds, 3)}  # fmt: skip
-    typer.echo(json.dumps({"method": chosen.name, "run_id": id, **found.model_dump(mode="json"), **spent}))
+    about = {"method": chosen.name, "run_id": run.id, **found.model_dump(mode="json"), "correct": judged(chosen, task, found.answer)}
+    typer.echo(json.dumps({**about, **spent}))
 
 
-def _all(
-    chosen: Solver, inputs: str, results: str | None, concurrency: int, job: Job, store: Journal, id: str, as_json: bool, quiet: bool
-) -> None:
+@contextmanager
+def _following(run: Run, quiet: bool) -> Iterator[None]:
+    """A line that follows one question, where standard error is a terminal."""
+    from rich.console import Console
+    from rich.live import Live
+    from rich.spinner import Spinner
+
+    from keystep.cli.show import clock
+
+    console, spinner = Console(stderr=True), Spinner("dots")
+    if quiet or not console.is_terminal:
+        yield
+        return
+
+    def line() -> Spinner:
+        meter = run.meter
+        spinner.update(text=f"{meter.steps:,} steps · {meter.calls:,} samples · {clock(meter.seconds)}")
+        return spinner
+
+    with Live(get_renderable=line, console=console, refresh_per_second=8, transient=True):
+        yield
+
+
+def _all(chosen: Solver, many: Many, run: Run, as_json: bool, quiet: bool) -> None:
     """Every row of a file, and how many came out right where that is known."""
     from keystep.cli.rows import follow_rows
-    from keystep.run import Many
-    from keystep.run.many import input_rows
-    from keystep.solve.solver import Solving, task_of
 
-    rows = input_rows(Path(inputs), frozenset({"question", "goal", "answer"}))
-    where = results or f"{inputs.removesuffix(Path(inputs).suffix)}.results.jsonl"
-    many = Many(lambda row: Solving(chosen, task_of(row)), rows, results=where, concurrency=concurrency)
-    run = _run(job, store, id)
     try:
         outcome = asyncio.run(follow_rows(run, many, quiet))
     except KeystepError as error:
@@ -148,7 +182,7 @@ def _all(
     except (KeyboardInterrupt, asyncio.CancelledError):
         typer.echo(f"stopped with {many.finished:,} of {many.total:,} questions answered; the same command goes on", err=True)
         raise typer.Exit(3) from None
-    _report(chosen, outcome, store.row_verdicts(id), where, as_json)
+    _report(chosen, outcome, run.journal.row_verdicts(run.id), as_json)
     for line in many.failures(run, SHOWN):
         failure = json.loads(line)
         typer.echo(f"row {failure['row']} got no answer: {failure['error']}", err=True)
@@ -158,7 +192,7 @@ def _all(
         raise typer.Exit(3)
 
 
-def _report(chosen: Solver, outcome: ManyOutcome, verdicts: dict[bool | None, int], where: str, as_json: bool) -> None:
+def _report(chosen: Solver, outcome: ManyOutcome, verdicts: dict[bool | None, int], as_json: bool) -> None:
     """What came out. A question without an answer counts as wrong where others of the file could be judged."""
     from keystep.run.forecast import wilson
 
@@ -167,11 +201,11 @@ def _report(chosen: Solver, outcome: ManyOutcome, verdicts: dict[bool | None, in
     interval = wilson(right, judged) if judged else None
     spent = outcome.model_dump(mode="json", include={"run_id", "samples", "flagged", "tokens_in", "tokens_out", "cost", "seconds"})
     found = {"method": chosen.name, "questions": outcome.rows.total, "answered": outcome.rows.finished, "right": right, "judged": judged,
-             "accuracy": right / judged if judged else None, "interval": interval, "results": where, **spent}  # fmt: skip
+             "accuracy": right / judged if judged else None, "interval": interval, "results": outcome.results, **spent}  # fmt: skip
     if as_json:
         typer.echo(json.dumps(found))
         return
     typer.echo(f"{chosen.name}: {outcome.rows.finished:,} of {outcome.rows.total:,} questions answered, {outcome.samples:,} samples")
     if interval is not None:
         typer.echo(f"{right:,} of {judged:,} right: {right / judged:.1%} (95 %: {interval[0]:.1%} to {interval[1]:.1%})")
-    typer.echo(f"results in {where}")
+    typer.echo(f"results in {outcome.results}")

@@ -27,6 +27,7 @@ from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
+from yarl import URL
 
 from keystep.errors import BadInput, ModelError, Refused
 from keystep.lm.base import LM, Message, Request, Sample, ToolCall, as_finished, as_messages, draw_key
@@ -166,7 +167,7 @@ class Endpoint(LM):
             body["logprobs"] = True if self.api == "chat" else 1
         body |= self.extra_body
         path = "chat/completions" if self.api == "chat" else "completions"
-        units = len(json.dumps(body.get("messages", body.get("prompt")))) // 4 + n * request.max_tokens
+        units = len(json.dumps(body.get("messages", body.get("prompt")))) // 4 + n * request.max_tokens if self._tokens else 0
         return await self._post(path, body, units, lambda answer, seconds: self._samples(answer, request, first, n, seconds))
 
     def _samples(self, answer: Any, request: Request, first: int, n: int, seconds: float) -> list[Sample]:
@@ -205,7 +206,7 @@ class Endpoint(LM):
             ModelError: the server refuses the request, or all tries failed.
         """
         here = await self._here()
-        url = f"{self.base_url}/{path}" + (f"?{self._query}" if self._query else "")
+        url = URL(f"{self.base_url}/{path}" + (f"?{self._query}" if self._query else ""))
         tries = 0
         while True:
             async with here.gate:
@@ -253,6 +254,8 @@ class Endpoint(LM):
     async def _pay(self, units: int) -> None:
         """Wait until the limits per minute allow one more request of about `units` tokens."""
         wait = max(self._requests.take(1) if self._requests else 0, self._tokens.take(units) if self._tokens else 0)
+        if not wait:
+            return
         try:
             await asyncio.sleep(wait)
         except asyncio.CancelledError:
@@ -306,8 +309,9 @@ class Endpoint(LM):
         here = self._loops.get(loop)
         if here is None:
             session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(), headers=self._headers, proxy=_proxy(self.base_url)
-            )
+                connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(), headers=self._headers,
+                proxy=_proxy(self.base_url), cookie_jar=aiohttp.DummyCookieJar(),
+            )  # fmt: skip
             here = _Here(session, Gate(self._pace), _lifetime(session))
             await anext(here.lifetime)
             with self._lock:

@@ -26,3 +26,9 @@ def dumps(value: Any, field: str = "answer") -> str:
 def checksum(*parts: Any) -> int:
     """CRC-32 of the parts as text."""
     return zlib.crc32("\x1f".join(map(str, parts)).encode())
+
+
+def step_checksum(scope: int, seq: int, *row: Any) -> int:
+    """That of a journaled step: of all it holds but the seconds it took, which are no part of what was decided."""
+    *decided, _, cost = row
+    return checksum(scope, seq, *decided, cost)

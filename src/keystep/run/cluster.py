@@ -249,7 +249,8 @@ def _cluster(address: str | None) -> Iterator[None]:
         ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **options)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError, ImportError) as error:
         problem = f"there is no Ray cluster to be reached ({' '.join(str(error).split())[:200]})"
-        raise BadInput(problem, field="--on", value=address or "ray", mend="start it with `ray start --head`, or write --on ray") from None
+        mend = "start it with `ray start --head`, or write --on ray; set RAY_AUTH_MODE=token for one that wants a token"
+        raise BadInput(problem, field="--on", value=address or "ray", mend=mend) from None
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, before)  # Ray's own would end this process without a word to the journal
     try:

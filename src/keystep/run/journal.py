@@ -31,7 +31,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
 from keystep.errors import BadInput, Busy, JournalError, KeystepError
-from keystep.run.canonical import checksum, dumps
+from keystep.run.canonical import checksum, dumps, step_checksum
 from keystep.run.database import ERRORS, Database
 from keystep.run.faults import point
 from keystep.run.journal_reader import DAMAGED, JournalReader, is_held
@@ -241,6 +241,9 @@ class Journal(JournalReader):
                     raise
         if found.crc is not None and found.crc != checksum(found.id, found.at, found.state):
             raise JournalError("where the run stands is damaged", field="journal", value=self.url, mend=DAMAGED)
+        if found.at and (there := self.count(found.id, found.at)) != found.at:
+            problem = f"the journal has lost steps: it has {there:,} of the first {found.at:,} of {path}"
+            raise JournalError(problem, field="journal", value=self.url, mend=DAMAGED)
         return found.id, found.at, None if found.state is None else json.loads(found.state)
 
     def put(
@@ -257,7 +260,7 @@ class Journal(JournalReader):
         """
         if self._failure is not None:
             raise self._failure
-        step = dict(zip(_STEP, (scope, seq, *row, checksum(scope, seq, row[0], row[2])), strict=True))
+        step = dict(zip(_STEP, (scope, seq, *row, step_checksum(scope, seq, *row)), strict=True))
         self._waiting.append((step, [dict(zip(_SAMPLE, (scope, seq, *sample), strict=True)) for sample in kept]))
         batch = self._batch
         if not later:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 
 from keystep.errors import BadInput, JournalError
-from keystep.run.canonical import checksum, dumps
+from keystep.run.canonical import checksum, dumps, step_checksum
 from keystep.run.database import ERRORS, NOW, Database
 from keystep.run.tables import rows, runs, samples, scopes, steps, undecided
 
@@ -50,8 +50,9 @@ _ROW = [*(steps.c[name] for name in Row.__slots__), steps.c.scope, steps.c.crc]
 
 
 def _row(values: Any) -> Row:
-    seq, name, skill, answer, drawn, flagged, candidates, *rest, scope, crc = values
-    if crc is not None and crc != checksum(scope, seq, name, answer):
+    *row, scope, crc = values
+    seq, name, skill, answer, drawn, flagged, candidates, *rest = row
+    if crc not in (None, step_checksum(scope, *row)) and crc != checksum(scope, seq, name, answer):  # as earlier versions took it
         raise JournalError("a journaled step is damaged", field=f"step {seq}", value=answer, mend=DAMAGED)
     return Row(seq, name, skill, json.loads(answer), drawn, flagged, json.loads(candidates) if candidates else None, *rest)
 
@@ -166,9 +167,10 @@ class JournalReader:
         except ERRORS as error:
             raise self.database.failed(error) from None
 
-    def count(self, scope: int) -> int:
-        """How many steps of a scope are journaled."""
-        return int(self._run(sa.select(sa.func.count()).where(steps.c.scope == scope)).scalar_one())
+    def count(self, scope: int, before: int | None = None) -> int:
+        """How many steps of a scope are journaled; with `before`, of those with numbers from 0 to it."""
+        within = () if before is None else (steps.c.seq >= 0, steps.c.seq < before)
+        return int(self._run(sa.select(sa.func.count()).where(steps.c.scope == scope, *within)).scalar_one())
 
     def totals(self, *ids: str) -> dict[str, float]:
         """Sums over all journaled steps of runs: steps, sampled (those that were), samples, flagged, tokens_in, tokens_out, cost."""

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict
 from pydantic_core import to_jsonable_python
 
-from keystep.errors import BadInput, ChangedWork, KeystepError, Stopped, Undecided
+from keystep.errors import BadInput, ChangedWork, JournalError, KeystepError, Stopped, Undecided
 from keystep.lm.base import LM, Prompt, run_sync
 from keystep.plan import Plan, Step
 from keystep.run.ask import Answer, Asking, Key, Parse, Sampling, ask, plain
@@ -30,7 +30,7 @@ from keystep.run.canonical import dumps
 from keystep.run.faults import point
 from keystep.run.flags import RedFlag
 from keystep.run.journal import Journal
-from keystep.run.journal_reader import Row
+from keystep.run.journal_reader import DAMAGED, Row
 from keystep.run.procedure import Procedure, Work, adapted
 from keystep.run.vote import AheadBy, Rule
 from keystep.skill import SkillLibrary
@@ -365,6 +365,8 @@ class Context:
         if at == 0:
             state = procedure.start()
         for row in run.journal.rows(scope, since=at):  # written behind the last sync
+            if row.seq != at:
+                raise JournalError("the journal has lost a step", field=f"step {at}", value=row.seq, mend=DAMAGED)
             state, at = procedure.update(state, row.answer), row.seq + 1
         total = procedure.total()
         asking = adapted(run.asking, procedure)
@@ -444,7 +446,7 @@ class Context:
         candidates = dumps(answer.counts) if disagreed else None
         row = (
             name, skill, answer.json, answer.samples, answer.flagged, candidates, answer.tokens_in, answer.tokens_out,
-            round(answer.seconds, 6), answer.cost,
+            round(answer.seconds, 6), float(answer.cost),
         )  # fmt: skip
         batch = self.run.journal.put(scope, seq, row, kept, stands, later=self.run.sharing and stands is not None)
         self.run.meter.steps += 1

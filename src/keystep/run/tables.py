@@ -52,7 +52,7 @@ steps = Table(
     Column("tokens_out", Integer, nullable=False),
     Column("seconds", Float, nullable=False),
     Column("cost", Float, nullable=False),
-    Column("crc", BigInteger),  # of scope, seq, name and answer
+    Column("crc", BigInteger),  # `step_checksum` of the columns above
     sqlite_with_rowid=False,
 )  # fmt: skip
 samples = Table(

@@ -16,12 +16,19 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from keystep.errors import BadInput
+from keystep.run.canonical import dumps
 from keystep.run.procedure import Work
 from keystep.run.run import Context
 from keystep.run.templates import evaluate, render
 from keystep.task import Task
 
-SOLVERS: dict[str, str] = {}  # name -> "module:class"
+SOLVERS: dict[str, str] = {  # name -> "module:class"
+    "auto-cot": "keystep.solve.auto_cot:AutoCot",
+    "decomposed-prompting": "keystep.solve.decomposed_prompting.solver:DecomposedPrompting",
+    "plan-and-solve": "keystep.solve.plan_and_solve:PlanAndSolve",
+    "daslam": "keystep.solve.daslam.solver:DaSLaM",
+    "explore-execute": "keystep.solve.explore_execute.solver:ExploreExecute",
+}
 TEXTS = 2**20  # bytes of a prompt file, at most
 
 
@@ -38,14 +45,31 @@ class Solution(BaseModel):
 class Solver(ABC):
     """Derive a frozen, keyword-only dataclass; its fields, all with defaults and JSON values, are its settings (`--set NAME=VALUE`).
 
+    One with rules for its settings checks them in `__post_init__`, after that of this class, and raises `BadInput`.
+
     Args:
         prompts: a folder with prompts of the user's own; a file that it lacks is taken from the solver's.
+
+    Raises:
+        BadInput: there is no such folder, or it has a text that is no prompt of this solver.
     """
 
     name: ClassVar[str]  # that of the method
     prompt_files: ClassVar[tuple[str, ...]] = ()  # what stands in src/keystep/solve/prompts/NAME/
 
     prompts: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.prompts is None:
+            return
+        try:
+            found = sorted(file.name for file in Path(self.prompts).iterdir() if file.suffix == ".txt")
+        except (OSError, ValueError):
+            raise BadInput("there is no such folder", field="prompts", value=self.prompts, mend="name a folder of text files") from None
+        for file in found:
+            if file not in self.prompt_files:
+                mend = f"there are: {', '.join(self.prompt_files) or 'none'}"
+                raise BadInput("is no prompt of this solver", field="prompts", value=file, mend=mend)
 
     @abstractmethod
     async def solve(self, task: Task, ctx: Context) -> Solution:
@@ -127,13 +151,20 @@ def task_of(row: Mapping[str, Any]) -> Task:
     The known answer goes into `state` and is never shown to the solver's models.
 
     Raises:
-        BadInput: there is no question.
+        BadInput: there is no question, or something is no Unicode text or not JSON.
     """
     rest = dict(row)
     goal = rest.pop("question", None) or rest.pop("goal", None)
     if not isinstance(goal, str) or not goal.strip():
         raise BadInput("is no question", field="question", value=goal, mend='write {"question": "…", "answer": "…"} on every line')
     answer, check = rest.pop("answer", None), rest.pop("check", None)
+    for field, value in (("question", goal), ("answer", answer), ("check", check), ("inputs", rest)):
+        try:
+            dumps(value, field).encode()
+        except UnicodeEncodeError:
+            raise BadInput("is not Unicode (it has half a surrogate pair)", field=field, value=value, mend="replace it") from None
+    if check is not None and not isinstance(check, str):
+        raise BadInput("is no expression", field="check", value=check, mend='for instance "answer == inputs.total"')
     return Task(goal=goal, inputs=rest, state=None if answer is None else {"expected": answer}, check=check)
 
 
@@ -142,7 +173,9 @@ def judged(solver: Solver, task: Task, answer: str) -> bool | None:
     expected = task.state.get("expected") if isinstance(task.state, dict) else None
     if task.check is not None:
         return bool(evaluate(task.check, {"inputs": task.inputs, "state": task.state, "answer": answer}, "check"))
-    return None if expected is None else solver.right(answer, str(expected))
+    if expected is None:
+        return None
+    return solver.right(answer, expected if isinstance(expected, str) else dumps(expected))
 
 
 def _plain(text: str) -> str:
