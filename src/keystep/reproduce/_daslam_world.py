@@ -1,9 +1,9 @@
 """The small world of DaSLaM's reproduction: problems of dependent quantities, the frozen solver that is good at short ones, its words.
 
-A problem is a tree of people: one is told ("Ann has 7."), every other one depends on one told before ("Ben beats Ann by 3."). Asked is
-somebody `depth` operations away; one or two others are of no use. Amounts are counted modulo 20, so that every amount is one word. The
-solver, a transformer trained from scratch, has only seen questions that are one or two operations away from what is told or was asked
-before. It writes the facts that it goes back along, the amounts on the way forth, and marks the answer.
+A problem is a tree of people: one is told ("Ann has 7."), every other one depends on one told before ("Ben is Ann +3."). Asked is somebody
+`depth` operations away; others may be of no use. Amounts are counted modulo 10, so that every amount is one word. The solver, a transformer
+trained from scratch, has only seen sums, and questions that are one operation away from what is told or was asked before. It writes down
+the fact, the amount that it starts from and the sum, and marks the answer.
 """
 
 from __future__ import annotations
@@ -21,17 +21,19 @@ from numpy.typing import NDArray
 from keystep.lm.base import Prompt
 from keystep.reproduce._nets import Batch, Batched, Net, trained
 
-MODULUS, CHANGES = 20, 5  # amounts are 0 … 19, changes 1 … 5
-NAMES = ("Ann", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gus", "Hana")
+MODULUS, CHANGES = 10, 4  # amounts are 0 … 9, changes 1 … 4
+NAMES = ("Ann", "Ben", "Cleo", "Dan", "Eva", "Finn")
+SIGNED = tuple(f"{change:+d}" for change in range(-CHANGES, CHANGES + 1) if change)
 WORDS = (
-    "<pad>", "</s>", "<unk>", ".", "?", "[[Answer:", "]]", "How", "many", "has", "beats", "trails", "by", "Tried:", "Ask:", *NAMES,
-    *map(str, range(MODULUS)),
+    "<pad>", "</s>", "<unk>", ".", "?", "[[Answer:", "]]", "How", "many", "has", "is", "Tried:", "Ask:", *NAMES,
+    *map(str, range(MODULUS)), *SIGNED,
 )  # fmt: skip
-PATTERN = r"\[\[Answer:|\]\]|Tried:|Ask:|\w+|[.?]"
+PATTERN = r"\[\[Answer:|\]\]|Tried:|Ask:|[+-]?\w+|[.?]"
 NUMBER = {word: number for number, word in enumerate(WORDS)}
 PAD, END, UNKNOWN = 0, 1, 2
-LONGEST = 140  # tokens of a prompt
-SAID = 36  # tokens of an answer of the solver, at most
+LONGEST = 120  # tokens of a prompt
+SUMS = 10  # of a drill
+SAID = 22  # tokens of an answer of the solver, at most
 PROMPTS = {
     "solver.txt": "{% if context %}{{ context }}. {% endif %}"
     "{% for pair in earlier %}{{ pair.question.partition('has ')[2].rstrip('?').strip() }} has "
@@ -57,14 +59,23 @@ class Story:
         return self.amounts[self.path[-1]]
 
     def steps(self, since: int = 0) -> list[str]:
-        """How the one asked for is worked out from the path's person number `since`: the facts back to there, the amounts from there."""
-        told = {fact[0]: sentence(fact) for fact in self.told}
-        return [*(told[who] for who in self.path[:since:-1]), *(f"{who} has {self.amounts[who]}." for who in self.path[since:])]
+        """How the one asked for is worked out from the path's person number `since`, an operation a line."""
+        told = {who: (change, whom) for who, change, whom in self.told}
+        lines = []
+        for who in self.path[since + 1 :]:
+            change, whom = told[who]
+            fact, start = sentence((who, change, whom)), self.amounts[whom]
+            lines.append(f"{fact} {whom} has {start}. {total(start, change)}")
+        return lines
 
 
 def sentence(fact: tuple[str, int, str]) -> str:
     who, change, whom = fact
-    return f"{who} has {change}." if not whom else f"{who} {'beats' if change > 0 else 'trails'} {whom} by {abs(change)}."
+    return f"{who} is {whom} {change:+d}." if whom else f"{who} has {change}."
+
+
+def total(start: int, change: int) -> str:
+    return f"{start} {change:+d} is {(start + change) % MODULUS}."
 
 
 def asked(who: str) -> str:
@@ -76,7 +87,7 @@ def story(random: Random, depth: int, useless: int) -> Story:
     path, others = names[: depth + 1], names[depth + 1 :]
     order = list(path)
     for name in others:
-        order.insert(random.randint(1, len(order)), name)
+        order.insert(random.randint(1, len(order)), name)  # anywhere but before the first
     amounts = {path[0]: random.randrange(MODULUS)}
     told = [(path[0], amounts[path[0]], "")]
     for name in order[1:]:
@@ -90,7 +101,7 @@ def story(random: Random, depth: int, useless: int) -> Story:
 def row(made: Story, random: Random | None = None) -> dict[str, Any]:
     """A line of training data. With `random` its sub-questions are imperfect: each is left out with 0.3, one about somebody useless comes
     in with 0.2, two neighbours change places with 0.3."""
-    subs = list(made.path[1:-1])
+    subs = list(made.path[1:-1]) or [made.path[-1]]
     if random is not None:
         subs = [who for who in subs if random.random() >= 0.3] or subs[:1]
         useless = [who for who, _, _ in made.told if who not in made.path]
@@ -113,27 +124,35 @@ def decode(tokens: Sequence[int]) -> str:
 
 
 def lesson(random: Random) -> tuple[str, str]:
-    """A prompt of the solver with the answer that it is to give: one or two operations beyond what is told or answered before."""
-    distance, depth = random.choice((1, 2)), random.choice((1, 2, 3, 4, 5))
-    made = story(random, max(depth, distance), random.choice((0, 1, 2)))
-    known = len(made.path) - 1 - distance  # the path up to here is told or answered
-    earlier = [*(who for who in made.path[1:known] if random.random() < 0.7), *made.path[max(1, known) : known + 1]]
+    """A prompt of the solver with the answer that it is to give: one operation beyond what is told or answered before."""
+    depth = random.choice((1, 2, 3, 4))
+    made = story(random, depth, random.choice((0, 1)))
+    earlier = [who for who in made.path[1:-2] if random.random() < 0.7] + list(made.path[1:][-2:-1])
     useless = [who for who, _, _ in made.told if who not in made.path]
     if useless and random.random() < 0.3:
         earlier.insert(random.randint(0, len(earlier)), random.choice(useless))
     told = " ".join([*map(sentence, made.told), *(f"{who} has {made.amounts[who]}." for who in earlier), asked(made.path[-1])])
-    return told, f"{' '.join(made.steps(known))} [[Answer: {made.answer}]]"
+    return told, f"{' '.join(made.steps(depth - 1))} [[Answer: {made.answer}]]"
+
+
+def drill(random: Random) -> tuple[str, str]:
+    """Sums, for a quarter of the lessons."""
+    changes = [change for change in range(-CHANGES, CHANGES + 1) if change]
+    return "", " ".join(total(random.randrange(MODULUS), random.choice(changes)) for _ in range(SUMS))
 
 
 def lessons(size: int) -> Callable[[np.random.Generator], Batch]:
     def batch(draw: np.random.Generator) -> Batch:
         random = Random(int(draw.integers(2**62)))
-        rows = [(encode(prompt), [*encode(said), END]) for prompt, said in (lesson(random) for _ in range(size))]
+        texts = [drill(random) if at < size // 4 else lesson(random) for at in range(size)]
+        rows = [(encode(prompt), [*encode(said), END]) for prompt, said in texts]
         length = max(len(prompt) + len(said) for prompt, said in rows)
         tokens, counted = np.zeros((size, length), np.int64), np.zeros((size, length), bool)
         for at, (prompt, said) in enumerate(rows):
             tokens[at, : len(prompt) + len(said)] = prompt + said
             counted[at, len(prompt) : len(prompt) + len(said)] = True
+            if not prompt:
+                counted[at, : len(said)] = np.arange(len(said)) % 5 == 3  # the sums' results alone: the rest is chance
         return tokens, counted
 
     return batch
@@ -174,30 +193,35 @@ class Talker(Batched):
         return found
 
 
-def solver(seed: int, updates: int, width: int = 64, layers: int = 3, batch: int = 48, tick: Callable[[], object] | None = None) -> Talker:
+def solver(seed: int, updates: int, width: int = 64, layers: int = 2, batch: int = 32, tick: Callable[[], object] | None = None) -> Talker:
     """A solver trained from scratch, or taken from the cache."""
     net = Net(
-        data=f"daslam lessons of 1 and 2 operations, {batch} a batch, modulo {MODULUS}", vocabulary=len(WORDS), longest=LONGEST + SAID,
+        data=f"daslam lessons of one operation and sums, {batch} a batch, modulo {MODULUS}", vocabulary=len(WORDS), longest=LONGEST + SAID,
         updates=updates, seed=seed, width=width, layers=layers, heads=4,
     )  # fmt: skip
     return Talker(f"solver-{seed}-{width}", trained(net, lessons(batch), tick=tick), net.name)
 
 
-def blank(folder: Path, seed: int, width: int, layers: int) -> Path:
-    """A decomposer that knows nothing yet, as a Hugging Face folder."""
-    import torch
+def as_folder(model: Any, folder: Path) -> Path:
+    """A model of this world as a Hugging Face folder, with its tokenizer."""
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     words = Tokenizer(models.WordLevel(dict(NUMBER), unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.Split(Regex(PATTERN), "removed", invert=True)
     tokenizer: Any = PreTrainedTokenizerFast
     tokenizer(tokenizer_object=words, eos_token="</s>", pad_token="<pad>", unk_token="<unk>").save_pretrained(folder)
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(WORDS), hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers, num_attention_heads=4,
-        num_key_value_heads=4, max_position_embeddings=LONGEST + SAID, tie_word_embeddings=False, bos_token_id=None, eos_token_id=END,
-        pad_token_id=PAD,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
+    model.generation_config.eos_token_id = model.config.eos_token_id = END
+    model.generation_config.pad_token_id = model.config.pad_token_id = PAD
+    model.save_pretrained(folder)
     return folder
+
+
+def folder_talker(name: str, folder: Path) -> Talker:
+    """A trained model of this world, from its folder."""
+    from transformers import LlamaForCausalLM
+
+    from keystep.lm.local import fingerprint
+
+    model: Any = LlamaForCausalLM.from_pretrained(folder)
+    return Talker(name, model.eval(), fingerprint(model))
