@@ -21,9 +21,7 @@ from keystep.reproduce._nets import Batch, Batched
 from keystep.solve.decomposed_prompting.grammar import written
 from keystep.solve.decomposed_prompting.solver import DecomposedPrompting
 
-NAMES = """aaron adele agnes alan albert alice alma amir anna anton astrid basil boris bruno carla cecil clara colin conrad dana daphne david
-    doris edgar edith elias elsa emil erwin esther fabian felix fiona flora frank frida georg greta hanna hector helga hugo ingrid irene
-    isaac ivan jacob joan judith julia karin klaus laura leon linus magda martin miriam naomi oscar""".split()  # fmt: skip
+NAMES = ["aaron", "adele", "agnes", "alan", "albert", "alice", "alma", "amir", "anna", "anton", "astrid", "basil", "boris", "bruno", "carla", "cecil", "clara", "colin", "conrad", "dana", "daphne", "david", "doris", "edgar", "edith", "elias", "elsa", "emil", "erwin", "esther", "fabian", "felix", "fiona", "flora", "frank", "frida", "georg", "greta", "hanna", "hector", "helga", "hugo", "ingrid", "irene", "isaac", "ivan", "jacob", "joan", "judith", "julia", "karin", "klaus", "laura", "leon", "linus", "magda", "martin", "miriam", "naomi", "oscar"]  # fmt: skip
 GLUE = {"a space": " ", "a comma": ",", "a semi-colon": ";"}
 POSITIONS = (1, 2, 3, 4)  # every name has at least so many letters
 _PHRASES = [
