@@ -35,9 +35,10 @@ LONGEST = 120  # tokens of a prompt
 SUMS = 10  # of a drill
 SAID = 22  # tokens of an answer of the solver, at most
 PROMPTS = {
-    "solver.txt": "{% if context %}{{ context }}. {% endif %}"
+    # What is told, what is answered already, what is asked: as in the lessons.
+    "solver.txt": "{% set told = context or question.rpartition('. ')[0] %}{% if told %}{{ told }}. {% endif %}"
     "{% for pair in earlier %}{{ pair.question.partition('has ')[2].rstrip('?').strip() }} has "
-    "{{ pair.answer.rpartition('[[Answer: ')[2].partition(']]')[0] }}. {% endfor %}{{ question }}",
+    "{{ pair.answer.rpartition('[[Answer: ')[2].partition(']]')[0] }}. {% endfor %}{{ question.rpartition('. ')[2] }}",
     "decomposer.txt": "{{ question }} Tried: {{ reasoning }} Ask:",
     "examples.txt": "",
 }
