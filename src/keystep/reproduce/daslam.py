@@ -112,7 +112,7 @@ class Bench:
     def trained(self, name: str, base: Path, lm: Talker, changes: Mapping[str, Any], tick: Callable[[], None]) -> tuple[Path, Report]:
         """A training, or what the cache has of it."""
         settings = Settings.of({**TRAINING, **changes, "prompts": self.prompts})
-        about = [asdict(settings), [asdict(p) for p in self.problems], lm.identity(), base.name, self.seed, PROMPTS]
+        about = [{**asdict(settings), "prompts": PROMPTS}, [asdict(p) for p in self.problems], lm.identity(), base.name, self.seed]
         out = _cache() / f"daslam-{name}-{blake2b(json.dumps(about).encode(), digest_size=8).hexdigest()}"
 
         def tell(stage: str, done: int, total: int, note: str) -> None:
@@ -164,13 +164,12 @@ def main(seeds: int = 3, progress: Progress | None = None) -> Reproduction:
     bar = progress.add_task("solvers, decomposers", total=UPDATES + UNSEEN_UPDATES + 2 * seeds * TRAINING["steps"]) if progress else None
     tick = (lambda: progress.advance(bar)) if progress and bar is not None else (lambda: None)
     lm, unseen = solver(0, UPDATES, WIDTH, tick=tick), solver(1, UNSEEN_UPDATES, UNSEEN_WIDTH, tick=tick)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "prompts").mkdir()
-        for file, text in PROMPTS.items():
-            (folder / "prompts" / file).write_text(text, "utf-8")
-        as_folder(unseen.model, folder / unseen.print)
-        runs = [one_seed(seed, lm, unseen, folder, tick) for seed in range(seeds)]
+    folder = _cache() / f"daslam-{blake2b(json.dumps([PROMPTS, unseen.print]).encode(), digest_size=8).hexdigest()}"
+    (folder / "prompts").mkdir(parents=True, exist_ok=True)  # a place that stays: the trainings name it
+    for file, text in PROMPTS.items():
+        (folder / "prompts" / file).write_text(text, "utf-8")
+    as_folder(unseen.model, folder / unseen.print)
+    runs = [one_seed(seed, lm, unseen, folder, tick) for seed in range(seeds)]
     ways = list(runs[0]["accuracy"])
     mean = {way: round(_mean([run["accuracy"][way] for run in runs]), 4) for way in ways}
     gains = [run["accuracy"]["ppo"] - run["accuracy"]["direct"] for run in runs]
