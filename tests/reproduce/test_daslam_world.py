@@ -46,7 +46,9 @@ def test_lessons_fit_and_say_their_answer(seed):
     prompt, said = lesson(Random(seed))
     assert len(encode(prompt)) <= LONGEST and len(encode(said)) < SAID and UNKNOWN not in encode(prompt + said)
     assert answer_of(decode(encode(said))) == said.rpartition(": ")[2].removesuffix("]]")
-    assert UNKNOWN not in encode(drill(Random(seed))[1])
+    for sums in (True, False):
+        tokens, counted = drill(Random(seed), sums)
+        assert UNKNOWN not in tokens and len(tokens) == len(counted) and any(counted)
 
 
 def test_prompts_are_those_of_the_lessons(tmp_path):
@@ -54,11 +56,8 @@ def test_prompts_are_those_of_the_lessons(tmp_path):
     for file, text in PROMPTS.items():
         (tmp_path / file).write_text(text)
     made = DaSLaM(prompts=str(tmp_path))
-    earlier = [{"question": "How many has Ben?", "answer": "Ben is Ann +3. Ann has 7. 7 +3 is 0. [[Answer: 0]]"}]
-    asked = made.solver_prompt("How many has Cleo?", earlier, "Ann has 7. Ben is Ann +3. Cleo is Ben -1")
-    assert asked == "Ann has 7. Ben is Ann +3. Cleo is Ben -1. Ben has 0. How many has Cleo?"
-    assert (
-        made.solver_prompt("Ann has 7. Ben is Ann +3. How many has Ben?", earlier)
-        == "Ann has 7. Ben is Ann +3. Ben has 0. How many has Ben?"
-    )
-    assert made.solver_prompt("Ann has 7. Ben is Ann +3. How many has Ben?") == "Ann has 7. Ben is Ann +3. How many has Ben?"
+    earlier = [{"question": "How many has Ben?", "answer": "Ben: Ann +3. Ann= 7. 7 +3 is 0. [[Answer: 0]]"}]
+    asked = made.solver_prompt("How many has Cleo?", earlier, "Ann= 7. Ben: Ann +3. Cleo: Ben -1")
+    assert asked == "Ann= 7. Ben: Ann +3. Cleo: Ben -1. Ben= 0. How many has Cleo?"
+    assert made.solver_prompt("Ann= 7. Ben: Ann +3. How many has Ben?", earlier) == "Ann= 7. Ben: Ann +3. Ben= 0. How many has Ben?"
+    assert made.solver_prompt("Ann= 7. Ben: Ann +3. How many has Ben?") == "Ann= 7. Ben: Ann +3. How many has Ben?"

@@ -1,9 +1,9 @@
 """The small world of DaSLaM's reproduction: problems of dependent quantities, the frozen solver that is good at short ones, its words.
 
-A problem is a tree of people: one is told ("Ann has 7."), every other one depends on one told before ("Ben is Ann +3."). Asked is somebody
-`depth` operations away; others may be of no use. Amounts are counted modulo 10, so that every amount is one word. The solver, a transformer
-trained from scratch, has only seen sums, and questions that are one operation away from what is told or was asked before. It writes down
-the fact, the amount that it starts from and the sum, and marks the answer.
+A problem is a row of people: the first is told ("Ann= 7."), every other one depends on the one before ("Ben: Ann +3."). Asked is somebody
+`depth` operations away; who comes after is of no use. Amounts are counted modulo 10, so that every amount is one word. The solver, a
+transformer trained from scratch, has only seen sums, words said twice, and questions that are one operation away from what is told or was
+asked before. It writes down the fact, the amount that it starts from and the sum, and marks the answer.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -25,10 +26,11 @@ MODULUS, CHANGES = 10, 4  # amounts are 0 … 9, changes 1 … 4
 NAMES = ("Ann", "Ben", "Cleo", "Dan", "Eva", "Finn")
 SIGNED = tuple(f"{change:+d}" for change in range(-CHANGES, CHANGES + 1) if change)
 WORDS = (
-    "<pad>", "</s>", "<unk>", ".", "?", "[[Answer:", "]]", "How", "many", "has", "is", "Tried:", "Ask:", *NAMES,
+    "<pad>", "</s>", "<unk>", ".", "?", "[[Answer:", "]]", "How", "many", "has", "is", "Tried:", "Ask:",
+    *NAMES, *(f"{name}:" for name in NAMES), *(f"{name}=" for name in NAMES),
     *map(str, range(MODULUS)), *SIGNED,
 )  # fmt: skip
-PATTERN = r"\[\[Answer:|\]\]|Tried:|Ask:|[+-]?\w+|[.?]"
+PATTERN = r"\[\[Answer:|\]\]|\w+[:=]|[+-]?\w+|[.?]"
 NUMBER = {word: number for number, word in enumerate(WORDS)}
 PAD, END, UNKNOWN = 0, 1, 2
 LONGEST = 120  # tokens of a prompt
@@ -37,7 +39,7 @@ SAID = 22  # tokens of an answer of the solver, at most
 PROMPTS = {
     # What is told, what is answered already, what is asked: as in the lessons.
     "solver.txt": "{% set told = context or question.rpartition('. ')[0] %}{% if told %}{{ told }}. {% endif %}"
-    "{% for pair in earlier %}{{ pair.question.partition('has ')[2].rstrip('?').strip() }} has "
+    "{% for pair in earlier %}{{ pair.question.partition('has ')[2].rstrip('?').strip() }}= "
     "{{ pair.answer.rpartition('[[Answer: ')[2].partition(']]')[0] }}. {% endfor %}{{ question.rpartition('. ')[2] }}",
     "decomposer.txt": "{{ question }} Tried: {{ reasoning }} Ask:",
     "examples.txt": "",
@@ -66,13 +68,17 @@ class Story:
         for who in self.path[since + 1 :]:
             change, whom = told[who]
             fact, start = sentence((who, change, whom)), self.amounts[whom]
-            lines.append(f"{fact} {whom} has {start}. {total(start, change)}")
+            lines.append(f"{fact} {known(whom, start)} {total(start, change)}")
         return lines
 
 
 def sentence(fact: tuple[str, int, str]) -> str:
     who, change, whom = fact
-    return f"{who} is {whom} {change:+d}." if whom else f"{who} has {change}."
+    return f"{who}: {whom} {change:+d}." if whom else known(who, change)
+
+
+def known(who: str, amount: int) -> str:
+    return f"{who}= {amount}."
 
 
 def total(start: int, change: int) -> str:
@@ -85,18 +91,13 @@ def asked(who: str) -> str:
 
 def story(random: Random, depth: int, useless: int) -> Story:
     names = random.sample(NAMES, depth + 1 + useless)
-    path, others = names[: depth + 1], names[depth + 1 :]
-    order = list(path)
-    for name in others:
-        order.insert(random.randint(1, len(order)), name)  # anywhere but before the first
-    amounts = {path[0]: random.randrange(MODULUS)}
-    told = [(path[0], amounts[path[0]], "")]
-    for name in order[1:]:
-        whom = path[path.index(name) - 1] if name in path else random.choice([known for known, _, _ in told])
+    told, amounts = [(names[0], random.randrange(MODULUS), "")], dict[str, int]()
+    amounts[names[0]] = told[0][1]
+    for whom, name in pairwise(names):
         change = random.choice([-1, 1]) * random.randint(1, CHANGES)
         amounts[name] = (amounts[whom] + change) % MODULUS
         told.append((name, change, whom))
-    return Story(tuple(told), tuple(path), amounts)
+    return Story(tuple(told), tuple(names[: depth + 1]), amounts)
 
 
 def row(made: Story, random: Random | None = None) -> dict[str, Any]:
@@ -129,31 +130,35 @@ def lesson(random: Random) -> tuple[str, str]:
     depth = random.choice((1, 2, 3, 4))
     made = story(random, depth, random.choice((0, 1)))
     earlier = [who for who in made.path[1:-2] if random.random() < 0.7] + list(made.path[1:][-2:-1])
-    useless = [who for who, _, _ in made.told if who not in made.path]
-    if useless and random.random() < 0.3:
-        earlier.insert(random.randint(0, len(earlier)), random.choice(useless))
-    told = " ".join([*map(sentence, made.told), *(f"{who} has {made.amounts[who]}." for who in earlier), asked(made.path[-1])])
+    if random.random() < 0.3:  # what is asked may be answered already, or somebody useless
+        earlier.insert(random.randint(0, len(earlier)), random.choice([who for who, _, _ in made.told[1:] if who not in earlier]))
+    told = " ".join([*map(sentence, made.told), *(known(who, made.amounts[who]) for who in earlier), asked(made.path[-1])])
     return told, f"{' '.join(made.steps(depth - 1))} [[Answer: {made.answer}]]"
 
 
-def drill(random: Random) -> tuple[str, str]:
-    """Sums, for a quarter of the lessons."""
-    changes = [change for change in range(-CHANGES, CHANGES + 1) if change]
-    return "", " ".join(total(random.randrange(MODULUS), random.choice(changes)) for _ in range(SUMS))
+def drill(random: Random, sums: bool) -> tuple[list[int], list[bool]]:
+    """Tokens with which of them count: of sums the results; of words in chance order, said twice, the second time."""
+    if sums:
+        changes = [change for change in range(-CHANGES, CHANGES + 1) if change]
+        tokens = encode(" ".join(total(random.randrange(MODULUS), random.choice(changes)) for _ in range(SUMS)))
+        return tokens, [at % 5 == 3 for at in range(len(tokens))]
+    words = random.sample(range(UNKNOWN + 1, len(WORDS)), SAID)
+    return words * 2, [at > SAID for at in range(2 * SAID)]
 
 
 def lessons(size: int) -> Callable[[np.random.Generator], Batch]:
+    """Batches: a quarter sums, an eighth words said twice, the rest questions."""
+
     def batch(draw: np.random.Generator) -> Batch:
         random = Random(int(draw.integers(2**62)))
-        texts = [drill(random) if at < size // 4 else lesson(random) for at in range(size)]
-        rows = [(encode(prompt), [*encode(said), END]) for prompt, said in texts]
-        length = max(len(prompt) + len(said) for prompt, said in rows)
+        rows = [drill(random, at < size // 4) for at in range(size * 3 // 8)]
+        while len(rows) < size:
+            prompt, said = (encode(text) for text in lesson(random))
+            rows.append(([*prompt, *said, END], [*[False] * len(prompt), *[True] * (len(said) + 1)]))
+        length = max(len(tokens) for tokens, _ in rows)
         tokens, counted = np.zeros((size, length), np.int64), np.zeros((size, length), bool)
-        for at, (prompt, said) in enumerate(rows):
-            tokens[at, : len(prompt) + len(said)] = prompt + said
-            counted[at, len(prompt) : len(prompt) + len(said)] = True
-            if not prompt:
-                counted[at, : len(said)] = np.arange(len(said)) % 5 == 3  # the sums' results alone: the rest is chance
+        for at, (words, which) in enumerate(rows):
+            tokens[at, : len(words)], counted[at, : len(words)] = words, which
         return tokens, counted
 
     return batch
@@ -197,8 +202,9 @@ class Talker(Batched):
 def solver(seed: int, updates: int, width: int = 64, layers: int = 2, batch: int = 32, tick: Callable[[], object] | None = None) -> Talker:
     """A solver trained from scratch, or taken from the cache."""
     net = Net(
-        data=f"daslam lessons of one operation and sums, {batch} a batch, modulo {MODULUS}", vocabulary=len(WORDS), longest=LONGEST + SAID,
-        updates=updates, seed=seed, width=width, layers=layers, heads=4,
+        data=f"daslam lessons of one operation, sums, words said twice, the rest questions; {batch} a batch, modulo {MODULUS}, names with marks, in a row, told in order",
+        vocabulary=len(WORDS), longest=LONGEST + SAID,
+        updates=updates, seed=seed, width=width, layers=layers, heads=2, rate=8e-3, embedding_rate=8e-3,
     )  # fmt: skip
     return Talker(f"solver-{seed}-{width}", trained(net, lessons(batch), tick=tick), net.name)
 
