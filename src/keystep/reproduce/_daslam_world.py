@@ -202,7 +202,8 @@ class Talker(Batched):
 def solver(seed: int, updates: int, width: int = 64, layers: int = 2, batch: int = 32, tick: Callable[[], object] | None = None) -> Talker:
     """A solver trained from scratch, or taken from the cache."""
     net = Net(
-        data=f"daslam lessons of one operation, sums, words said twice, the rest questions; {batch} a batch, modulo {MODULUS}, names with marks, in a row, told in order",
+        data=f"daslam lessons of one operation, sums, words said twice, the rest questions; {batch} a batch, modulo {MODULUS}, "
+        "names with marks, in a row, told in order",
         vocabulary=len(WORDS), longest=LONGEST + SAID,
         updates=updates, seed=seed, width=width, layers=layers, heads=2, rate=8e-3, embedding_rate=8e-3,
     )  # fmt: skip

@@ -216,8 +216,8 @@ SETTINGS_TRIED = [
     "solvers only: with sums, 500 updates: 80 % of lessons right",
     "a solver of 900 updates, 100 updates of SFT, other problems, seed 0: a decomposer that asks at chance and harms (0.09, 0.20 "
     "directly), and a solver that had no lesson in which the one asked for was answered already",
-    "lessons with such answers, 400 updates of SFT, one seed beside the reported ones: the solver is right in 27 % with gold sub-questions, "
-    "and nothing can be learned from it",
+    "lessons with such answers, 400 updates of SFT, one seed beside the reported ones: the solver is right in 27 % with gold "
+    "sub-questions, and nothing can be learned from it",
     "solvers only: names with marks, people in a row, words said twice, other rates and heads: eight short trainings",
     "the setting reported, fixed before any decomposer of it was trained",
 ]
