@@ -1,0 +1,234 @@
+"""Small transformers that play the handlers of Decomposed Prompting's letter task, trained from scratch; and one that writes it all out.
+
+They read and write the very texts of the solver: its prompts without examples, its lines, JSON answers. Tokens are the fixed phrases of those
+texts, sixty names, and single letters, so that a net has to know how a name is spelt, as models of subwords do. A net answers all prompts
+that wait at one time together, greedily or drawn (keyed like every draw of the engine).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from random import Random
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from keystep.errors import Refused
+from keystep.lm.base import Prompt
+from keystep.reproduce._nets import Batch, Batched
+from keystep.solve.decomposed_prompting.grammar import written
+from keystep.solve.decomposed_prompting.solver import DecomposedPrompting
+
+NAMES = ["aaron", "adele", "agnes", "alan", "albert", "alice", "alma", "amir", "anna", "anton", "astrid", "basil", "boris", "bruno", "carla", "cecil", "clara", "colin", "conrad", "dana", "daphne", "david", "doris", "edgar", "edith", "elias", "elsa", "emil", "erwin", "esther", "fabian", "felix", "fiona", "flora", "frank", "frida", "georg", "greta", "hanna", "hector", "helga", "hugo", "ingrid", "irene", "isaac", "ivan", "jacob", "joan", "judith", "julia", "karin", "klaus", "laura", "leon", "linus", "magda", "martin", "miriam", "naomi", "oscar"]  # fmt: skip
+GLUE = {"a space": " ", "a comma": ",", "a semi-colon": ";"}
+POSITIONS = (1, 2, 3, 4)  # every name has at least so many letters
+_PHRASES = [
+    "QC: ", "\nQS:", "\nA: ", "\nA:", "Q: ", "Take the letters at position ", ' of the words in "', '" and concatenate them using ', *GLUE,
+    ".", ' [split] What are the words in "', '"?', " (project_values) [str_position] What is the letter at position ", ' in "#1"?',
+    " [merge] Concatenate #2 using ", " [EOQ]", "What is the letter at position ", ' in "',
+    ' [split] What are the letters and their positions in "', " [arr_position] What is the letter at position ", " in #1?",
+    'What are the words in "', 'What are the letters and their positions in "', "Concatenate ", " using ", ' ["', '["', '", "', '"]',
+    ' "[(', '"[(', ' in "[(', *(f", {n}), (" for n in range(1, 10)), *(f', {n})]"' for n in range(1, 10)), ' "', '"', " so ", " ", ",", ";",
+]  # fmt: skip
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
+TOKENS = [*dict.fromkeys([*_PHRASES, *NAMES, *_LETTERS, *"123456789"])]
+END, FILL = len(TOKENS), len(TOKENS) + 1  # of an answer; after it
+VOCABULARY = len(TOKENS) + 2
+_NUMBER = {token: number for number, token in enumerate(TOKENS)}
+_PIECE = re.compile("|".join(map(re.escape, sorted(TOKENS, key=len, reverse=True))))
+_FRAMES = DecomposedPrompting()
+
+Example = tuple[str, str]  # prompt, answer
+
+
+def tokens(text: str) -> list[int]:
+    """The text as token numbers, longest pieces first.
+
+    Raises:
+        Refused: a part of it is no token.
+    """
+    found, at = [], 0
+    while at < len(text):
+        piece = _PIECE.match(text, at)
+        if piece is None:
+            raise Refused("has parts that are no tokens", field="prompt", value=text[at:])
+        found.append(_NUMBER[piece[0]])
+        at = piece.end()
+    return found
+
+
+# The task, and what the handlers of a perfect program would say.
+
+
+def question(words: Sequence[str], position: int, glue: str) -> str:
+    return f'Take the letters at position {position} of the words in "{" ".join(words)}" and concatenate them using {glue}.'
+
+
+def truth(asked: str) -> str:
+    words, position, glue = _parts(asked)
+    return GLUE[glue].join(word[position - 1] for word in words)
+
+
+def _parts(asked: str) -> tuple[list[str], int, str]:
+    match = re.fullmatch(r'Take the letters at position (\d) of the words in "(.*)" and concatenate them using (.*)\.', asked)
+    assert match is not None
+    return match[2].split(), int(match[1]), match[3]
+
+
+def drawn_question(random: Random, words: int) -> str:
+    return question(random.sample(NAMES, words), random.choice(POSITIONS), random.choice(list(GLUE)))
+
+
+def spelt(word: str) -> str:
+    return f"[{', '.join(f'({letter}, {number})' for number, letter in enumerate(word, 1))}]"
+
+
+def program(asked: str) -> list[tuple[str, Any]]:
+    """The lines of the upper decomposer with their answers, [EOQ] left out."""
+    words, position, glue = _parts(asked)
+    letters = [word[position - 1] for word in words]
+    return [
+        (f'[split] What are the words in "{" ".join(words)}"?', words),
+        (f'(project_values) [str_position] What is the letter at position {position} in "#1"?', letters),
+        (f"[merge] Concatenate #2 using {glue}.", GLUE[glue].join(letters)),
+    ]
+
+
+def lower_program(word: str, position: int) -> list[tuple[str, Any]]:
+    return [
+        (f'[split] What are the letters and their positions in "{word}"?', spelt(word)),
+        (f"[arr_position] What is the letter at position {position} in #1?", word[position - 1]),
+    ]
+
+
+def right(handler: str, asked: str, answer: Any) -> bool:
+    """Whether a handler's answer is right for the question it was asked, wherever that came from."""
+    if handler == "decompose":
+        return bool(answer == truth(asked))
+    if handler == "merge":
+        match = re.fullmatch(r"Concatenate (\[.*\]) using (.*)\.", asked)
+        return match is not None and match[2] in GLUE and answer == GLUE[match[2]].join(re.findall(r'"(.)"', match[1]))
+    if handler == "arr_position":
+        match = re.fullmatch(r'What is the letter at position (\d) in "(\[.*\])"\?', asked)
+        return match is not None and answer == dict((n, c) for c, n in re.findall(r"\((.), (\d)\)", match[2])).get(match[1])
+    match = re.fullmatch(r'What (?:is the letter at position (\d)|are the words|are the letters and their positions) in "(.*)"\?', asked)
+    if match is None:
+        return False
+    if match[1]:
+        return bool(answer == match[2][int(match[1]) - 1 : int(match[1])])
+    return bool(answer == (match[2].split() if "words" in asked else spelt(match[2])))
+
+
+# Training examples.
+
+
+def steps_of(asked: str, lines: Sequence[tuple[str, Any]]) -> Iterator[Example]:
+    """A decomposer's examples: every line after those before it, and the end."""
+    for at in range(len(lines) + 1):
+        before = [{"line": line, "answer": written(answer)} for line, answer in lines[:at]]
+        said = {"question": asked, "lines": before, "handlers": [], "examples": "", "instructions": ""}
+        yield _FRAMES.prompt("decomposer.txt", **said), f" {lines[at][0] if at < len(lines) else '[EOQ]'}"
+
+
+def handled(asked: str, answer: Any) -> Example:
+    said = {"question": asked, "context": "", "examples": "", "instructions": ""}
+    return _FRAMES.prompt("handler.txt", **said), f" {written(answer)}"
+
+
+def rolled_out(asked: str) -> Example:
+    """The same procedure as one chain: the words, each word's letters and its letter, and all of them together."""
+    words, position, _ = _parts(asked)
+    each = "".join(f" {word} {written(spelt(word))} {written(word[position - 1])}" for word in words)
+    prompt, listed = handled(asked, words)
+    return prompt, f"{listed}{each} so {written(truth(asked))}"
+
+
+def decomposing(random: Random, longest: int) -> list[Example]:
+    asked = drawn_question(random, random.randint(2, longest))
+    word, position = random.choice(NAMES), random.choice(POSITIONS)
+    lower = steps_of(f'What is the letter at position {position} in "{word}"?', lower_program(word, position))
+    return [*steps_of(asked, program(asked)), *lower]
+
+
+def splitting(random: Random, longest: int) -> list[Example]:
+    words, word = random.sample(NAMES, random.randint(1, longest)), random.choice(NAMES)
+    return [
+        handled(f'What are the words in "{" ".join(words)}"?', words),
+        handled(f'What are the letters and their positions in "{word}"?', spelt(word)),
+    ]
+
+
+def positioning(random: Random, longest: int) -> list[Example]:
+    word = "".join(random.choice(_LETTERS) for _ in range(random.randint(4, 8)))
+    position = random.choice(POSITIONS)
+    return [handled(f"What is the letter at position {position} in {written(spelt(word))}?", word[position - 1])]
+
+
+def merging(random: Random, longest: int) -> list[Example]:
+    letters, glue = [random.choice(_LETTERS) for _ in range(random.randint(1, longest))], random.choice(list(GLUE))
+    return [handled(f"Concatenate {written(letters)} using {glue}.", GLUE[glue].join(letters))]
+
+
+def batches(kinds: Sequence[Callable[[Random], list[Example]]], tokens_each: int) -> Callable[[np.random.Generator], Batch]:
+    """Batches of about so many tokens, of examples of all kinds in turn; the loss counts the answers."""
+
+    def batch(draw: np.random.Generator) -> Batch:
+        random = Random(int(draw.integers(2**62)))
+        rows: list[tuple[list[int], int]] = []
+        size = turn = 0
+        while size < tokens_each:
+            for prompt, answer in kinds[turn % len(kinds)](random):
+                asked = tokens(prompt)
+                rows.append((asked + tokens(answer) + [END], len(asked)))
+                size += len(rows[-1][0])
+            turn += 1
+        longest = max(len(row) for row, _ in rows)
+        filled = np.full((len(rows), longest), FILL)
+        counted = np.zeros(filled.shape, bool)
+        for number, (row, asked_length) in enumerate(rows):
+            filled[number, : len(row)] = row
+            counted[number, asked_length : len(row)] = True
+        return filled, counted
+
+    return batch
+
+
+class Writer(Batched):
+    """A net as a language model: it writes token after token up to END, or `longest`."""
+
+    def __init__(self, name: str, model: Any, longest: int) -> None:
+        super().__init__(name)
+        self.model, self.longest = model, longest
+
+    def answers(self, prompts: list[Prompt], temperature: float, uniform: NDArray[np.float64]) -> list[str]:
+        import torch
+
+        read = [tokens(str(prompt)) for prompt in prompts]
+        length = max(map(len, read))
+        asked = torch.tensor([[FILL] * (length - len(row)) + row for row in read])
+        seen = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in read])
+        places = (seen.cumsum(1) - 1).clamp(min=0)
+        draws = [np.random.default_rng(int(number * 2**53)) for number in uniform] if temperature > 0 else []
+        done, found = torch.zeros(len(read), dtype=torch.bool), list[Any]()
+        cache: Any = None
+        with torch.inference_mode():
+            for _ in range(self.longest):
+                given = {"input_ids": asked, "attention_mask": seen, "position_ids": places, "past_key_values": cache}
+                out = self.model(**given, use_cache=True, logits_to_keep=1)
+                cache, scores = out.past_key_values, out.logits[:, -1].double()
+                if draws:
+                    scores = scores / temperature + torch.from_numpy(np.stack([draw.gumbel(size=VOCABULARY) for draw in draws]))
+                asked = scores.argmax(1, keepdim=True)
+                found.append(asked[:, 0])
+                done |= asked[:, 0] >= END
+                if bool(done.all()):
+                    break
+                seen, places = torch.cat([seen, torch.ones_like(asked)], 1), places[:, -1:] + 1
+        return [_text(row) for row in torch.stack(found, 1).tolist()]
+
+
+def _text(row: Sequence[int]) -> str:
+    end = next((at for at, token in enumerate(row) if token >= END), len(row))
+    return "".join(TOKENS[token] for token in row[:end])
