@@ -112,10 +112,10 @@ def continued(
         for _ in range(longest):
             out = model(input_ids=asked, attention_mask=seen, position_ids=places, past_key_values=cache, use_cache=True, logits_to_keep=1)
             scores = out.logits[:, -1].double().numpy()
-            for place, row in enumerate(going):
-                draw = draws[row]
+            for place, number in enumerate(going):
+                draw = draws[number]
                 if draw is not None:
-                    scores[place] = scores[place] / warmth[row] + draw.gumbel(size=scores.shape[1])
+                    scores[place] = scores[place] / warmth[number] + draw.gumbel(size=scores.shape[1])
             chosen = scores.argmax(1)
             kept = np.array([token not in ends for token in chosen])
             for place in np.flatnonzero(kept):

@@ -24,6 +24,7 @@ from keystep.reproduce import Reproduction, machine
 from keystep.reproduce._count_books import ANSWER, KINDS, UNSAID, Question, alone, book, drawn, pieces
 from keystep.reproduce._nets import Batch, Net, trained
 from keystep.reproduce._speaking_nets import Speaker, Words
+from keystep.reproduce._tables import checks, table
 from keystep.run import Run, Sampling
 from keystep.run.many import Many
 from keystep.run.vote import AheadBy, First, Rule
@@ -143,7 +144,7 @@ def main(seeds: int = 3, progress: Progress | None = None) -> Reproduction:
     accuracy["Zero-Shot-CoT"] = _mean([one["zero-shot"] for one in each])
     unresolved = {name: _mean([one["unresolving"][name] for one in each]) for name in each[0]["unresolving"]}
     random = max(unresolved["Random-Q"], 1 / (EACH * len(KINDS)))
-    checks = {
+    found = {
         "Auto-CoT > Zero-Shot-CoT": accuracy["Auto-CoT"] > accuracy["Zero-Shot-CoT"],
         "Random-Q > Retrieval-Q": accuracy["Random-Q"] > accuracy["Retrieval-Q"],
         f"Retrieval-Q leaves at least {UNRESOLVED} times as much unresolved": unresolved["Retrieval-Q"] >= UNRESOLVED * random,
@@ -169,7 +170,7 @@ def main(seeds: int = 3, progress: Progress | None = None) -> Reproduction:
             "questions": f"{len(KINDS)} kinds, {EACH} of each, {len(UNSAID)} kinds ambiguous", "demonstrations": DEMOS,
             "net": f"Llama, {LAYERS} layers, {HEADS} heads, width {WIDTH}; {UPDATES} updates of rows {ROWS}, books of {ENTRIES}",
             "k-means seeds": list(MEANS), "encoder": "tfidf", "votes": f"temperature 1, first against ahead by {AHEAD.k}",
-            "judged by": list(checks),
+            "judged by": list(found),
         },
         baseline={"Zero-Shot-CoT": accuracy["Zero-Shot-CoT"], "Random-Q": accuracy["Random-Q"], "Retrieval-Q": accuracy["Retrieval-Q"]},
         measured={
@@ -178,9 +179,9 @@ def main(seeds: int = 3, progress: Progress | None = None) -> Reproduction:
             "ahead by 3 against first": {
                 "first": _mean(first), "second": _mean(voted), "difference": gain, "interval": [low, high], "p": p,
             },
-            "checks": checks, "cpu_seconds": round(time.process_time() - cpu, 1), "each": each,
+            "checks": found, "cpu_seconds": round(time.process_time() - cpu, 1), "each": each,
         },
-        ratio=unresolved["Retrieval-Q"] / random, held=all(checks.values()), seeds=list(range(seeds)),
+        ratio=unresolved["Retrieval-Q"] / random, held=all(found.values()), seeds=list(range(seeds)),
         seconds=round(time.perf_counter() - began, 1), settings_tried=SETTINGS_TRIED, machine=machine(),
     )  # fmt: skip
 
@@ -193,6 +194,26 @@ SETTINGS_TRIED = [
 
 def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values))
+
+
+def tables(found: Reproduction) -> str:
+    """The figures as Markdown: means over seeds."""
+    accuracy, unresolved, votes = found.measured["accuracy"], found.measured["unresolving"], found.measured["ahead by 3 against first"]
+    ways = [
+        {"demonstrations": name, "right": value, "left unresolved": unresolved.get(name, 1.0)} for name, value in sorted(accuracy.items())
+    ]  # fmt: skip
+    voted = [{
+        "Auto-CoT, temperature 1": f"{votes['first']:.3f}", "ahead by 3": votes["second"], "difference": votes["difference"],
+        "95 %": " to ".join(f"{end:.3f}" for end in votes["interval"]),
+    }]  # fmt: skip
+    batches = found.measured["each"][0]["Auto-CoT* by batch"]
+    stream = [
+        {"batch": number + 1, "right": _mean([one["Auto-CoT* by batch"][number] for one in found.measured["each"]])}
+        for number in range(len(batches))
+    ]  # fmt: skip
+    parts = (table(ways), table(voted), table(stream), checks(found.measured["checks"]))
+    heads = ("By sampler, greedy", "Votes", "Auto-CoT*", "Judged by")
+    return "\n".join(f"### {head}\n\n{part}" for head, part in zip(heads, parts, strict=True))
 
 
 def picture(found: Reproduction, path: Path) -> None:

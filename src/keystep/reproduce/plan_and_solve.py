@@ -24,6 +24,7 @@ from keystep.measure.chart import Chart, Line, save
 from keystep.reproduce import Reproduction, machine
 from keystep.reproduce._nets import Batch, Net, trained
 from keystep.reproduce._speaking_nets import Speaker, Words
+from keystep.reproduce._tables import checks, table
 from keystep.reproduce._word_problems import ANSWER, SOLVERS, STEPS, STYLES, Problem, drawn, pieces, rows
 from keystep.run import Run, Sampling
 from keystep.run.many import Many
@@ -153,7 +154,7 @@ def main(seeds: int = 3, progress: Progress | None = None) -> Reproduction:
     ratio = (1 - accuracy["complete"]) / (1 - accuracy["terse"])
     consistent = {n: _mean([one["self-consistency"][n] for one in each]) for n in SAMPLES}
     short, long = gap(STEPS[:2]), gap(STEPS[-2:])
-    checks = {
+    found = {
         "direct < CoT < PS": accuracy["direct"] < accuracy["terse"] < accuracy["plan"],
         "PS <= PS+": accuracy["plan"] <= accuracy["complete"],
         f"PS+ errs at most {ERRORS} times as often as CoT": ratio <= ERRORS,
@@ -172,7 +173,7 @@ def main(seeds: int = 3, progress: Progress | None = None) -> Reproduction:
         setting={
             "problems": f"{STEPS[0]} to {STEPS[-1]} steps, {EACH} of each", "net": f"Llama, {LAYERS} layers, {HEADS} heads, width {WIDTH}; "
             f"{UPDATES} updates of {ROWS} rows", "triggers": {style: solver.wording() for style, solver in SOLVERS.items()},
-            "votes": f"temperature 1, first against ahead by {AHEAD.k}; self-consistency at .7", "judged by": list(checks),
+            "votes": f"temperature 1, first against ahead by {AHEAD.k}; self-consistency at .7", "judged by": list(found),
         },
         baseline={"CoT": accuracy["terse"], "direct": accuracy["direct"]},
         measured={
@@ -183,9 +184,9 @@ def main(seeds: int = 3, progress: Progress | None = None) -> Reproduction:
                 style: _paired(*([one["votes"][style][way]["right"] for one in each] for way in ("first", "ahead by 3")))
                 for style in ("terse", "complete")
             },
-            "checks": checks, "cpu_seconds": round(time.process_time() - cpu, 1),
+            "checks": found, "cpu_seconds": round(time.process_time() - cpu, 1),
         },
-        ratio=ratio, held=all(checks.values()), seeds=list(range(seeds)), seconds=round(time.perf_counter() - began, 1),
+        ratio=ratio, held=all(found.values()), seeds=list(range(seeds)), seconds=round(time.perf_counter() - began, 1),
         settings_tried=SETTINGS_TRIED, machine=machine(),
     )  # fmt: skip
     for one in each:  # what was right where is in the comparisons
@@ -215,10 +216,53 @@ def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values))
 
 
+NAMES = {
+    "direct": "at once", "terse": "101, CoT", "variables": "variables alone", "plan": "201, PS", "complete": "305, PS+",
+    "null A": "302, no style", "null B": "307, no style",
+}  # fmt: skip
+
+
+def tables(found: Reproduction) -> str:
+    """The figures as Markdown: means over seeds."""
+    each, votes = found.measured["each"], found.measured["ahead by 3 against first"]
+
+    def mean(style: str, *path: str) -> float:
+        values = []
+        for one in each:
+            value = one["greedy"][style]
+            for part in path:
+                value = value[part]
+            values.append(value or 0.0)
+        return _mean(values)
+
+    greedy = [
+        {
+            "trigger": label, "right": mean(style, "accuracy"), "of 2 steps": mean(style, "by steps", "2"),
+            "of 6 steps": mean(style, "by steps", "6"), "steps left out": mean(style, "steps left out"),
+            "false equations": "none written" if style == "direct" else mean(style, "false equations"), "tokens per right answer": mean(style, "tokens per right answer"),
+        }
+        for style, label in NAMES.items()
+    ]  # fmt: skip
+    voted = [
+        {
+            "trigger": NAMES[style], "first": row["first"], "ahead by 3": row["second"], "difference": row["difference"],
+            "95 %": " to ".join(f"{end:.3f}" for end in row["interval"]),
+            "tokens per right answer": " to ".join(
+                f"{_mean([one['votes'][style][way]['tokens per right answer'] for one in each]):.0f}" for way in ("first", "ahead by 3")
+            ),
+        }
+        for style, row in votes.items()
+    ]  # fmt: skip
+    several = [{"samples": n, "right": value} for n, value in found.measured["self-consistency, CoT"].items()]
+    parts = (table(greedy), table(voted), table(several), checks(found.measured["checks"]))
+    heads = ("Greedy", "Temperature 1", "Self-consistency, temperature .7, trigger 101", "Judged by")
+    return "\n".join(f"### {head}\n\n{part}" for head, part in zip(heads, parts, strict=True))
+
+
 def picture(found: Reproduction, path: Path) -> None:
     """Accuracy by the number of steps for every trigger, and what votes change; bands from the least to the most of the seeds."""
     each = found.measured["each"]
-    names = {"direct": "at once", "terse": "101 CoT", "variables": "variables", "plan": "201 PS", "complete": "305 PS+"}
+    names = {style: NAMES[style] for style in STYLES}
     lines = []
     for style, label in names.items():
         table = np.array([[one["greedy"][style]["by steps"][str(steps)] for steps in STEPS] for one in each])
@@ -237,7 +281,7 @@ def picture(found: Reproduction, path: Path) -> None:
         [
             Chart("Right answers, greedy", "steps of the problem", "accuracy", lines),
             Chart("Steps left out, and wrong answers", "", "share", bars, names=list(names.values())),
-            Chart("At temperature 1", "", "accuracy", ways, names=["101 CoT", "305 PS+"]),
+            Chart("At temperature 1", "", "accuracy", ways, names=[NAMES["terse"], NAMES["complete"]]),
         ],
         path, columns=3,
     )  # fmt: skip
