@@ -112,14 +112,14 @@ def continued(
         for _ in range(longest):
             out = model(input_ids=asked, attention_mask=seen, position_ids=places, past_key_values=cache, use_cache=True, logits_to_keep=1)
             scores = out.logits[:, -1].double().numpy()
-            for place, number in enumerate(going):
-                draw = draws[number]
+            for place, at in enumerate(going):
+                draw = draws[at]
                 if draw is not None:
-                    scores[place] = scores[place] / warmth[number] + draw.gumbel(size=scores.shape[1])
+                    scores[place] = scores[place] / warmth[at] + draw.gumbel(size=scores.shape[1])
             chosen = scores.argmax(1)
             kept = np.array([token not in ends for token in chosen])
-            for place in np.flatnonzero(kept):
-                found[going[place]].append(int(chosen[place]))
+            for number, token in zip(going[kept], chosen[kept], strict=True):
+                found[number].append(int(token))
             if not kept.any():
                 break
             if not kept.all():

@@ -239,7 +239,8 @@ def tables(found: Reproduction) -> str:
         {
             "trigger": label, "right": mean(style, "accuracy"), "of 2 steps": mean(style, "by steps", "2"),
             "of 6 steps": mean(style, "by steps", "6"), "steps left out": mean(style, "steps left out"),
-            "false equations": "none written" if style == "direct" else mean(style, "false equations"), "tokens per right answer": mean(style, "tokens per right answer"),
+            "false equations": "none written" if style == "direct" else mean(style, "false equations"),
+            "tokens per right answer": mean(style, "tokens per right answer"),
         }
         for style, label in NAMES.items()
     ]  # fmt: skip
