@@ -31,8 +31,8 @@ from keystep.reproduce._procedure_nets import LONGEST, SLOT, VOCABULARY, Worker,
 
 TASKS = (15,)
 LEARNT, ALL = (2, 8), (2, 25)  # steps
-EACH = 15  # problems of every task and length
-PILOT = 40  # the same, of those that p comes from
+EACH = 10  # problems of every task and length
+PILOT = 20  # the same, of those that p comes from
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Way:
         return partial(direct_batch if self.mode == "direct" else stepwise_batch, TASKS, range(low, high + 1), self.steps)
 
 
-WAYS = (Way("direct", "direct", LEARNT, 1000), Way("stepwise", "stepwise", LEARNT, 300))
+WAYS = (Way("direct", "direct", LEARNT, 800), Way("stepwise", "stepwise", LEARNT, 300))
 
 # What has to be found, fixed beforehand; all of it on the mean over seeds.
 LEAST = 0.8  # SM of the direct net at lengths that it learnt: the baseline is no straw man
@@ -194,7 +194,18 @@ def _kept(one: Mapping[str, Any]) -> dict[str, Any]:
     return {"seed": one["seed"], "p": one["p"], "law": one["law"], "by length": scores}
 
 
-SETTINGS_TRIED: list[str] = []
+SETTINGS_TRIED = [
+    "all of these by training alone, seed 100, width 64; the score is the chance of a whole step or answer at temperature 1",
+    "stepwise, Rotate: 3 layers, 300 updates of 128 steps: .90 (2 layers, 500 of 64: .25; places in the state told to it too: .67 at 400)",
+    "stepwise, DeleteChar: .83, MoveCyclic: .2 (3 layers, 300 updates of 128 steps)",
+    "direct, Rotate, 2 to 8 steps: 0 in all of: 2 layers, 500 updates of 64; 3 layers, 400 of 128; going on from the stepwise net, 300 of "
+    "128; 3 layers and 4 heads, 1 to 8 steps, 900 of 32; operations at the positions of their states, 400 of 64. It copied only",
+    "direct, DeleteChar, 3 layers, 300 updates of 128, 1 to 8 steps: 0; PushPop, 3 layers, 4 heads, 800: 1.0 at 1 step, .6 at 2, 0 at 5; "
+    "Decode, PushPop and DeleteChar in one net, 1,000 of 64: not learnt (loss .56)",
+    "direct, Decode, 2 layers, 64 steps a batch: 400 updates: .86 at 5 steps, .12 at 8; 500: .91, .09 (last state wrong). Hence long "
+    "problems are drawn more often, and 800 updates",
+    "stepwise, Decode, 200 updates: .92 of steps in problems of 2 to 8. Hence 300; the reported setting was fixed after these",
+]
 
 
 def _charts(found: Reproduction) -> Iterator[Chart]:
