@@ -1,8 +1,8 @@
 """Small transformers that play the handlers of Decomposed Prompting's letter task, trained from scratch; and one that writes it all out.
 
-They read and write the very texts of the solver: its prompts without examples, its lines, JSON answers. Tokens are the fixed phrases of those
-texts, sixty names, and single letters, so that a net has to know how a name is spelt, as models of subwords do. A net answers all prompts
-that wait at one time together, greedily or drawn (keyed like every draw of the engine).
+They read and write the very texts of the solver: its prompts without examples, its lines, JSON answers. Tokens are the fixed phrases of
+those texts, sixty names, and single letters, so that a net has to know how a name is spelt, as models of subwords do. A net answers all
+prompts that wait at one time together, greedily or drawn (keyed like every draw of the engine).
 """
 
 from __future__ import annotations
@@ -21,14 +21,17 @@ from keystep.reproduce._nets import Batch, Batched
 from keystep.solve.decomposed_prompting.grammar import written
 from keystep.solve.decomposed_prompting.solver import DecomposedPrompting
 
-NAMES = """aaron adele agnes alan albert alice alma amir anna anton astrid basil boris bruno carla cecil clara colin conrad dana daphne david
-    doris edgar edith elias elsa emil erwin esther fabian felix fiona flora frank frida georg greta hanna hector helga hugo ingrid irene
-    isaac ivan jacob joan judith julia karin klaus laura leon linus magda martin miriam naomi oscar""".split()  # fmt: skip
+NAMES = (  # noqa: SIM905 (a list of sixty texts is no easier to read)
+    "aaron adele agnes alan albert alice alma amir anna anton astrid basil boris bruno carla cecil clara colin conrad dana "
+    "daphne david doris edgar edith elias elsa emil erwin esther fabian felix fiona flora frank frida georg greta hanna "
+    "hector helga hugo ingrid irene isaac ivan jacob joan judith julia karin klaus laura leon linus magda martin miriam naomi "
+    "oscar"
+).split(" ")
 GLUE = {"a space": " ", "a comma": ",", "a semi-colon": ";"}
 POSITIONS = (1, 2, 3, 4)  # every name has at least so many letters
 _PHRASES = [
     "QC: ", "\nQS:", "\nA: ", "\nA:", "Q: ", "Take the letters at position ", ' of the words in "', '" and concatenate them using ', *GLUE,
-    ".", ' [split] What are the words in "', '"?', " (project_values) [str_position] What is the letter at position ", ' in "#1"?',
+    ".", "?", ' [split] What are the words in "', '"?', " (project_values) [str_position] What is the letter at position ", ' in "#1"?',
     " [merge] Concatenate #2 using ", " [EOQ]", "What is the letter at position ", ' in "',
     ' [split] What are the letters and their positions in "', " [arr_position] What is the letter at position ", " in #1?",
     'What are the words in "', 'What are the letters and their positions in "', "Concatenate ", " using ", ' ["', '["', '", "', '"]',
@@ -148,10 +151,18 @@ def rolled_out(asked: str) -> Example:
 
 
 def decomposing(random: Random, longest: int) -> list[Example]:
+    """Both programs, line by line, and the first lines of two more: the one that copies names is the one that takes long to learn."""
     asked = drawn_question(random, random.randint(2, longest))
     word, position = random.choice(NAMES), random.choice(POSITIONS)
     lower = steps_of(f'What is the letter at position {position} in "{word}"?', lower_program(word, position))
-    return [*steps_of(asked, program(asked)), *lower]
+    more = [drawn_question(random, random.randint(2, longest)) for _ in range(2)]
+    return [*steps_of(asked, program(asked)), *lower, *(next(steps_of(each, program(each))) for each in more)]
+
+
+def copying(random: Random, longest: int) -> list[Example]:
+    """What any pretrained model can do already: say names that it was given again."""
+    words = " ".join(random.sample(NAMES, random.randint(1, longest)))
+    return [handled(words, words)]
 
 
 def splitting(random: Random, longest: int) -> list[Example]:
