@@ -74,7 +74,7 @@ def _parts(found: Reproduction) -> Iterator[Chart]:
     ks = [row["margin"] for row in weak]
     wrong = [len(row["wrong"]) / row["runs"] for row in weak]
     named = [(len(row["named"]) - row["named_right"]) / row["runs"] for row in weak]
-    lines = [Line("wrong", ks, wrong, style="o-"), Line("wrong, and named by the forecast", ks, named, style="s:")]
+    lines = [Line("wrong", ks, wrong, style="o-"), Line("wrong, and named systematic by the forecast", ks, named, style="s:")]
     yield Chart("One member alone: more votes cure no systematic error", "k", "steps of a run", lines, share=False)
 
 

@@ -325,16 +325,8 @@ class Training:
             place = blake2b("\n".join(asked).encode(errors="replace"), digest_size=8).hexdigest()  # what was asked there, and nothing else
             async with self.gate:
                 final, answers = await self.solver.in_turn(problem.question, asked, ctx.at(f"{number}-{place}"), **self.sampling)
-            outcome = rewards.Outcome(
-                problem.question,
-                context_of(problem.question),
-                asked,
-                answers,
-                self.firsts[number],
-                final,
-                problem.answer,
-                problem.reasoning,
-            )
+            context, first = context_of(problem.question), self.firsts[number]
+            outcome = rewards.Outcome(problem.question, context, asked, answers, first, final, problem.answer, problem.reasoning)
             found = rewards.parts(outcome, self.settings.reward)
             correct = same_answer(answer_of(final), problem.answer)
             return Rollout(number, list(asked), found, rewards.total(found, self.settings.weighting()), correct)
@@ -395,25 +387,25 @@ class Training:
     # Stage 2.
 
     def _sampled(self, prompts: list[list[int]], key: int | None) -> list[list[int]]:
-        """Answers of the policy to prompts: drawn by a key, greedy without one."""
+        """Answers of the policy to prompts: drawn by a key, greedy without one. A prompt that leaves no room for `max_tokens` gets none."""
         import torch
 
         from keystep.nn.rollout import sampled
 
         self.policy.model.eval()
-        most = self.settings.max_tokens
-        for prompt in prompts:
-            most = min(most, self.policy.room - len(prompt))
-        if most < 1:
-            raise BadInput(
-                "a prompt leaves no room for an answer", field="MODEL", value=self.policy.room, mend="use a model that reads more"
-            )
+        settings, found = self.settings, [list[int]() for _ in prompts]
+        fits = [at for at, prompt in enumerate(prompts) if len(prompt) + settings.max_tokens <= self.policy.room]
+        if not fits:
+            mend = f"the model reads {self.policy.room} tokens; lower max_tokens or shorten the prompts"
+            raise BadInput("leaves no room for a prompt", field="max_tokens", value=settings.max_tokens, mend=mend)
         generator = torch.Generator().manual_seed(0 if key is None else key)
-        temperature, top_p = (0.0 if key is None else self.settings.temperature), self.settings.top_p
-        found: list[list[int]] = []
-        for at in range(0, len(prompts), AT_ONCE):
-            some = prompts[at : at + AT_ONCE]
-            found += sampled(self.policy.model, some, most, [self.policy.end], generator, temperature=temperature, top_p=top_p)
+        temperature = 0.0 if key is None else settings.temperature
+        for start in range(0, len(fits), AT_ONCE):
+            places = fits[start : start + AT_ONCE]
+            some, ends = [prompts[at] for at in places], [self.policy.end]
+            drawn = sampled(self.policy.model, some, settings.max_tokens, ends, generator, temperature=temperature, top_p=settings.top_p)
+            for at, answer in zip(places, drawn, strict=True):
+                found[at] = answer
         return found
 
     async def _policy_gradient(self, ctx: Context, judged: dict[str, Judgement]) -> tuple[int, int, bool]:
