@@ -5,9 +5,12 @@ from random import Random
 
 import numpy as np
 import pytest
+from faulty_server import serving
 
 from keystep.errors import Refused
 from keystep.lm.base import Message
+from keystep.lm.endpoint import Endpoint
+from keystep.lm.server import app as server
 from keystep.reproduce import _count_books as books
 from keystep.reproduce import _word_problems as box
 from keystep.reproduce import auto_cot, plan_and_solve
@@ -97,3 +100,13 @@ def test_a_solver_runs_on_them(speaker):
     found, took = plan_and_solve.solved(speaker, box.SOLVERS["terse"], asked, First(cap=3), 0.0, 1)
     assert len(found) == 5 and took["samples"] >= 5
     assert plan_and_solve.about(box.SOLVERS["terse"], asked, found, took)["accuracy"] <= 1
+
+
+def test_they_can_be_served(speaker):
+    """The same texts over HTTP: the solver need not know where the net is."""
+    asked = [box.drawn(Random(steps), steps) for steps in box.STEPS]
+    apart, _ = plan_and_solve.solved(speaker, box.SOLVERS["complete"], asked, First(cap=3), 0.0, 1)
+    with serving(server({"m": speaker})) as url:
+        endpoint = Endpoint("m", f"{url}/v1", "none", api="completions", timeout=60)
+        served, _ = plan_and_solve.solved(endpoint, box.SOLVERS["complete"], asked, First(cap=3), 0.0, 1)
+    assert served == apart

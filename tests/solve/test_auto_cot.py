@@ -112,6 +112,10 @@ def test_the_form_of_a_demonstration():
     assert demo.asked == "x"
     made = AutoCot().demo("x", "2 + 2\n\n= 4.  So the answer is 4.", "4")
     assert made.rationale == "Let's think step by step. 2 + 2 = 4." and made.question == demo.question
+    for end in ("The answer is 3.5.", "Therefore, the answer is (C)", "So the answer is $4.00!", ""):
+        assert AutoCot().demo("x", f"2 + 2 = 4. {end}\n", "4").rationale == "Let's think step by step. 2 + 2 = 4."
+    kept = "The answer is near. " + "It is far. " * 20
+    assert AutoCot().demo("x", kept, "4").rationale == f"Let's think step by step. {kept.strip()}"
 
 
 @pytest.mark.parametrize(

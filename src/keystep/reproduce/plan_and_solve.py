@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from rich.progress import Progress
 
+from keystep.lm.base import LM
 from keystep.measure.chart import Chart, Line, save
 from keystep.reproduce import Reproduction, machine
 from keystep.reproduce._nets import Batch, Net, trained
@@ -68,9 +69,7 @@ def problems(seed: int) -> list[Problem]:
     return [drawn(random, steps) for steps in STEPS for _ in range(EACH)]
 
 
-def solved(
-    lm: Speaker, solver: PlanAndSolve, asked: Sequence[Problem], rule: Rule, heat: float, seed: int
-) -> tuple[list[Any], dict[str, int]]:
+def solved(lm: LM, solver: PlanAndSolve, asked: Sequence[Problem], rule: Rule, heat: float, seed: int) -> tuple[list[Any], dict[str, int]]:
     """The solver's results, in the problems' order (None where a vote stayed undecided), and what they took."""
     table = [{"question": problem.question, "answer": str(problem.answer)} for problem in asked]
     run = Run(lm, vote=rule, seed=seed, sampling=Sampling(temperature=heat, max_tokens=LONGEST))
