@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from rich.progress import Progress
@@ -40,7 +40,7 @@ class Way:
     """How a net is trained and asked; `steps`: of procedures, in a batch."""
 
     name: str
-    mode: str
+    mode: Literal["direct", "stepwise"]
     lengths: tuple[int, int]
     updates: int
     steps: int = 64
@@ -68,7 +68,7 @@ OFF_CURVE = 0.05  # and the curve of PA over lengths on average
 SEEN = 20  # answers right so far, at least, for a share of them to be drawn
 
 
-def scores(worker: Worker, mode: str, lengths: tuple[int, int], each: int, seed: int) -> dict[str, Any]:
+def scores(worker: Worker, mode: Literal["direct", "stepwise"], lengths: tuple[int, int], each: int, seed: int) -> dict[str, Any]:
     """The benchmark's scores, of every task and of all."""
     settings = Settings(mode=mode, tasks=list(TASKS), shortest=lengths[0], longest=lengths[1], each=each)
     given = problems(settings, seed)
