@@ -26,7 +26,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from keystep.errors import BadInput
 from keystep.nn.tuning import Supervised, Tell, fine_tune, whole_folder, write_json
@@ -38,6 +38,7 @@ from keystep.solve.daslam.policy import Policy
 from keystep.solve.daslam.problems import Problem, apart
 from keystep.solve.daslam.solver import DaSLaM
 from keystep.solve.daslam.text import answer_of, context_of, same_answer
+from keystep.solve.settings import made
 from keystep.task import Task
 
 FEEDBACK = ("attempt", "gold", "none")
@@ -155,16 +156,7 @@ class Settings:
         Raises:
             BadInput: one is unknown, of another type or out of range.
         """
-        known = cls.__dataclass_fields__
-        for name in values:
-            if name not in known:
-                raise BadInput("is no setting of this training", field="set", value=name, mend=f"there are: {', '.join(sorted(known))}")
-        try:
-            return TypeAdapter(cls).validate_python(values)
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(map(str, first["loc"]))
-            raise BadInput(first["msg"], field=f"set {where}", value=first["input"]) from None
+        return made(cls, values, "training")
 
 
 class Judgement(BaseModel):
