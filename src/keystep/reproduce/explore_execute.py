@@ -225,13 +225,14 @@ def main(seeds: int = 3, progress: Progress | None = None) -> Reproduction:
         setting={
             "world": f"ranked arithmetic, {NUMBERS} numbers modulo {MODULUS}", "model": "Llama, 2 layers of 64, from scratch",
             "updates_alone": ALONE, "noisy_plans": NOISE, "sft": {"steps": SFT.steps, "batch": SFT.batch, "rate": SFT.rate, "rows": ROWS},
-            "adaptation": {"steps": NEW.steps, "batch": NEW.batch, "rate": NEW.rate, "rows": NEW_ROWS},
+            "adaptation": {"steps": NEW.steps, "batch": NEW.batch, "rate": NEW.rate, "rate_of_plans": PLANS_RATE, "rows": NEW_ROWS},
+            "seed_of_the_model_alone": BASE,
             "K": K, "M": M, "questions": TESTED,
         },
         baseline={"self-consistency of 8": theirs, "one plan": one, "non-causal": following["non-causal"], "whole, as many rows": full},
         measured={
             "checks": checks, "following": following, "search": search, "ahead_by_3_against_first": voting, "adaptation": adapted,
-            "rl": {"right_of_the_last_5_updates": late, **rl}, "by_seed": [_short_run(run) for run in runs],
+            "by_seed": [_short_run(run) for run in runs],
             "cpu_seconds": round(time.process_time() - busy, 1),
         },
         ratio=round(ours["tokens"] / theirs["tokens"], 4), held=all(checks.values()), seeds=list(range(seeds)),
