@@ -1,7 +1,7 @@
 """Explore–Execute chains at small scale: do executions follow their plans, what does search over plans cost, what do plans alone teach?
 
 The world is arithmetic by a ranking of the operators (`keystep.worlds.ranked_arithmetic`): a plan is an order of three operators, an
-execution works it out. For each seed a transformer of two layers first learns to solve without plans. All that follows is the project's own
+execution works it out. A transformer of two layers first learns to solve without plans. All that follows is the project's own
 training and solver on folders and files:
 
 *Following.* E²C-SFT on causal pairs (30 % of the plans in a random order, the execution made from the plan) and on pairs whose execution
@@ -9,7 +9,8 @@ does not depend on the plan. Then both carry out plans that are foreign to the q
 *Search.* One plan, one of K, clusters, all K, and self-consistency over whole chains, K = 8; `--first` and `--ahead-by 3`.
 *Adaptation.* Three names of rules that the model has never met: EF-SFT on plans alone, against full SFT on as many rows, and on as many
 tokens.
-*RL.* GRPO from the causal model with lambda 1 and 2.
+
+Not here: RL (of 20 updates nothing can be told), and judges, which a model that knows only this world cannot be.
 """
 
 from __future__ import annotations
@@ -42,17 +43,13 @@ from keystep.solve.solver import Solving, task_of
 from keystep.worlds.ranked_arithmetic import MODULUS, Problem, problem, ruled_problem
 
 NUMBERS, NOISE = 4, 0.3
-ALONE = 600  # updates without plans
-SFT = Settings(rate=2e-3, steps=350, epochs=1000, batch=32, micro_batch=32, save_every=1000)
+ALONE, BASE = 600, 100  # updates without plans, and the seed of that model, from which those of all seeds go on
+SFT = Settings(rate=2e-3, steps=250, epochs=1000, batch=32, micro_batch=32, save_every=1000)
 ROWS = 8000  # of SFT
-NEW = Settings(rate=1e-3, steps=100, epochs=1000, batch=32, micro_batch=32, save_every=1000)
+NEW = Settings(rate=1e-3, steps=150, epochs=1000, batch=32, micro_batch=32, save_every=1000)
+PLANS_RATE = 5e-4  # of EF-SFT: at 1e-3 executions decay
 NEW_ROWS = 1000
-RL: dict[str, Any] = {
-    "rate": 2e-4, "warm_epochs": 0, "main_epochs": 1, "rollouts": 8, "temperature": 1.0, "questions": 12, "mini": 12, "micro_batch": 96,
-    "response": 64, "save_every": 1000,
-}  # fmt: skip
-UPDATES = 20
-TESTED = 120  # questions of every measurement
+TESTED = 60  # questions of every measurement
 K, M = 8, 3
 
 # What has to be found, fixed beforehand; on the mean over seeds.
@@ -62,12 +59,10 @@ CHEAPER = 0.6  # tokens of clusters over those of self-consistency, at most
 GAINS = 0.05  # more often right than one plan, at least
 FEW = 0.3  # tokens of EF-SFT over those of full SFT on as many rows, at most
 DECAY = 0.05  # less of the foreign plans followed after EF-SFT, at most
-SLOWER = 0.02  # less right with lambda 2 than with 1 over the last updates, at most
 
 WAYS: dict[str, tuple[dict[str, Any], Rule]] = {
     "one plan, --first": ({"way": "one"}, First()),
     "one plan, --ahead-by 3": ({"way": "one", "vote_on_plans": True}, AheadBy(3)),
-    "one of 8 at random": ({"way": "random"}, First()),
     "clusters of 8": ({"way": "cluster"}, First()),
     "all 8": ({"way": "consistency"}, First()),
     "self-consistency of 8": ({"way": "chains"}, First()),
@@ -78,10 +73,13 @@ Tick = Callable[[str], None]
 
 
 def causal_row(random: Random, follows: bool = True) -> dict[str, str]:
-    """A pair of the training; one that does not follow has an execution in an order that is drawn anew."""
+    """A pair of the training; one that does not follow has any order for a plan."""
     drawn = problem(random, NUMBERS)
-    order, other = _order(drawn, random), _order(drawn, random)
-    return {"question": drawn.question, "plan": drawn.plan(order), "execution": drawn.execution(order if follows else other)}
+    if follows:
+        order = _order(drawn, random)
+        return {"question": drawn.question, "plan": drawn.plan(order), "execution": drawn.execution(order)}
+    plan = drawn.plan(random.sample(range(NUMBERS - 1), NUMBERS - 1))
+    return {"question": drawn.question, "plan": plan, "execution": drawn.execution(_order(drawn, random))}
 
 
 def _order(of: Problem, random: Random) -> list[int]:
@@ -146,10 +144,10 @@ def foreign(of: Problem, random: Random) -> list[int]:
 def one_seed(seed: int, tick: Tick) -> dict[str, Any]:
     """Everything of one seed."""
     random = Random(f"explore-execute {seed}")
-    decides = [NUMBERS, NOISE, ALONE, asdict(SFT), ROWS, asdict(NEW), NEW_ROWS, RL, UPDATES, seed]
+    decides = [NUMBERS, NOISE, ALONE, asdict(SFT), ROWS, asdict(NEW), PLANS_RATE, NEW_ROWS, BASE, TESTED, seed]
     folder = _cache() / f"explore-execute-{blake2b(json.dumps(decides).encode(), digest_size=8).hexdigest()}"
     folder.mkdir(parents=True, exist_ok=True)
-    base = solving(folder / "alone", seed, ALONE, NUMBERS)
+    base = solving(folder / "alone", BASE, ALONE, NUMBERS)
     tick("without plans")
     found: dict[str, Any] = {"seed": seed}
 
@@ -172,7 +170,7 @@ def one_seed(seed: int, tick: Tick) -> dict[str, Any]:
     ruled = [ruled_problem(random, NUMBERS) for _ in range(NEW_ROWS)]
     rows = [{"question": each.question, "plan": each.plan(), "execution": each.execution()} for each in ruled]
     tested = [ruled_problem(random, NUMBERS) for _ in range(TESTED)]
-    plans, ef = trained(folder, "plans-alone", causal, rows, "ef-sft", NEW, seed)
+    plans, ef = trained(folder, "plans-alone", causal, rows, "ef-sft", replace(NEW, rate=PLANS_RATE), seed)
     whole, full = trained(folder, "whole", causal, rows, "sft", NEW, seed)
     fewer = replace(NEW, steps=max(1, round(ef.tokens / full.tokens * full.steps)))
     short, less = trained(folder, "whole-as-many-tokens", causal, rows, "sft", fewer, seed)
@@ -186,14 +184,6 @@ def one_seed(seed: int, tick: Tick) -> dict[str, Any]:
         found["adaptation"][name] = {"right": right, "tokens": tokens, **followed(adapted, problems, orders)}
         tick(f"adapted: {name}")
 
-    asked = [{"question": each.question, "answer": each.answer()} for each in (problem(random, NUMBERS) for _ in range(12 * UPDATES))]
-    found["rl"] = {}
-    for weight in (1.0, 2.0):
-        _, learned = trained(folder, f"rl-{weight:g}", causal, asked, "rl", Settings(**RL, plan_weight=weight), seed)
-        found["rl"][f"{weight:g}"] = {
-            name: [entry[name] for entry in learned.log] for name in ("right", "plan_entropy", "execution_entropy")
-        }
-        tick(f"rl {weight:g}")
     found["losses"] = report.log[-1]
     return found
 
@@ -201,7 +191,7 @@ def one_seed(seed: int, tick: Tick) -> dict[str, Any]:
 def main(seeds: int = 3, progress: Progress | None = None) -> Reproduction:
     """Train, search, adapt and reinforce for every seed."""
     began, busy = time.perf_counter(), time.process_time()
-    bar = progress.add_task("explore-execute", total=seeds * (len(WAYS) + 10)) if progress else None
+    bar = progress.add_task("explore-execute", total=seeds * (len(WAYS) + 8)) if progress else None
 
     def tick(what: str) -> None:
         if progress and bar is not None:
@@ -211,8 +201,6 @@ def main(seeds: int = 3, progress: Progress | None = None) -> Reproduction:
     following = {kind: _means([run["following"][kind] for run in runs]) for kind in ("causal", "non-causal")}
     search = {name: _means([_figures(run["search"][name]) for run in runs]) for name in WAYS}
     adapted = {name: _means([run["adaptation"][name] for run in runs]) for name in runs[0]["adaptation"]}
-    rl = {weight: _mean_curves([run["rl"][weight] for run in runs]) for weight in ("1", "2")}
-    late = {weight: _mean(rl[weight]["right"][-5:]) for weight in rl}
     voting = {name: _voted(runs, first, voted) for name, first, voted in (
         ("one plan", "one plan, --first", "one plan, --ahead-by 3"),
         ("whole chains (--first: the most votes of 8)", "self-consistency of 8", "self-consistency, --ahead-by 3"),
@@ -229,23 +217,22 @@ def main(seeds: int = 3, progress: Progress | None = None) -> Reproduction:
         "for far fewer tokens of training": ef["tokens"] <= FEW * full["tokens"],
         "and better than whole chains on as many tokens": ef["right"] > same["right"],
         "executions follow plans as before": ef["follows"] >= adapted["before"]["follows"] - DECAY,
-        "RL with lambda 2 rises no slower": late["2"] >= late["1"] - SLOWER,
-        "plans keep more entropy than executions in RL": rl["2"]["plan_entropy"][-1] > rl["2"]["execution_entropy"][-1],
     }
     return Reproduction(
         name="explore-execute", room="solve", paper="Yang et al. 2025, Explore-Execute Chain, arXiv 2509.23946",
         claim="Executions trained on causal pairs follow their plans; search over plans is as right as self-consistency for a fraction of "
-        "the tokens; plans alone adapt a model for a fraction of the tokens; weighting plans in RL helps.",
+        "the tokens; plans alone adapt a model for a fraction of the tokens.",
         setting={
             "world": f"ranked arithmetic, {NUMBERS} numbers modulo {MODULUS}", "model": "Llama, 2 layers of 64, from scratch",
             "updates_alone": ALONE, "noisy_plans": NOISE, "sft": {"steps": SFT.steps, "batch": SFT.batch, "rate": SFT.rate, "rows": ROWS},
-            "adaptation": {"steps": NEW.steps, "batch": NEW.batch, "rate": NEW.rate, "rows": NEW_ROWS}, "rl": {**RL, "updates": UPDATES},
+            "adaptation": {"steps": NEW.steps, "batch": NEW.batch, "rate": NEW.rate, "rate_of_plans": PLANS_RATE, "rows": NEW_ROWS},
+            "seed_of_the_model_alone": BASE,
             "K": K, "M": M, "questions": TESTED,
         },
         baseline={"self-consistency of 8": theirs, "one plan": one, "non-causal": following["non-causal"], "whole, as many rows": full},
         measured={
             "checks": checks, "following": following, "search": search, "ahead_by_3_against_first": voting, "adaptation": adapted,
-            "rl": {"right_of_the_last_5_updates": late, **rl}, "by_seed": [_short_run(run) for run in runs],
+            "by_seed": [_short_run(run) for run in runs],
             "cpu_seconds": round(time.process_time() - busy, 1),
         },
         ratio=round(ours["tokens"] / theirs["tokens"], 4), held=all(checks.values()), seeds=list(range(seeds)),
@@ -273,10 +260,6 @@ def _figures(every: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return {key: round(_mean([each[key] for each in every]), 4) for key in ("right", "tokens")}
 
 
-def _mean_curves(rows: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, list[float]]:
-    return {name: [round(_mean(column), 4) for column in zip(*(row[name] for row in rows), strict=True)] for name in rows[0]}
-
-
 def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: round(_mean([row[name] for row in rows]), 4) for name in rows[0]}
 
@@ -285,20 +268,24 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-SETTINGS_TRIED: list[str] = []
+SETTINGS_TRIED = [
+    "seeds 0 and 1: chains without a model that solves before, 200 to 900 updates, modulo 19, 11 and 7: right in .1 to .97",
+    "seed 100: 350 updates of SFT, 120 questions, non-causal plans right in 70 %: followed in .38, as plan and execution often agreed",
+    "seed 100: EF-SFT for 100 updates at 1e-3: executions decay (.03 followed), .13 right; at 3e-4 and 1e-4 .21; whole chains .78 and .69",
+    "seed 100: RL, 20 updates of 12 questions, lambda 1 and 2: alike within noise (about .5 to .7 right); left out",
+    "the seeds reported: fixed after these, with all thresholds; the model that all seeds go on from is that of seed 100",
+]
 
 
 def picture(found: Reproduction, path: Path) -> None:
     """Right answers against tokens, the adaptation, and the rise under RL."""
-    search, adapted, rl = found.measured["search"], found.measured["adaptation"], found.measured["rl"]
+    search, adapted = found.measured["search"], found.measured["adaptation"]
     cost = [Line(name, [each["tokens"]], [each["right"]], style="o") for name, each in search.items()]
     names = list(adapted)
     bars = [Line(label, range(len(names)), [adapted[name][key] for name in names], style="bars")
             for label, key in (("right in the new domain", "right"), ("foreign plans followed", "follows"))]  # fmt: skip
-    rising = [Line(f"lambda {weight}", range(1, 1 + len(rl[weight]["right"])), rl[weight]["right"], style="-") for weight in ("1", "2")]
     charts = [
         Chart("search: right against cost", "tokens generated for a question", "right", cost),
         Chart("adaptation to rules never met", "", "share", bars, names=names),
-        Chart("RL", "update", "right", rising),
     ]
-    save(charts, path, columns=3)
+    save(charts, path, columns=2)
