@@ -53,6 +53,10 @@ def test_commands_and_options_exist(page):
         words = line.split()
         if words[0] not in commands:
             continue
-        known = {option for parameter in commands[words[0]].params for option in parameter.opts}
+        command, name = commands[words[0]], words[0]
+        if hasattr(command, "commands"):  # a room's
+            assert words[1] in command.commands, f"{page.name}: keystep {name} has no {words[1]}"
+            command, name = command.commands[words[1]], f"{name} {words[1]}"
+        known = {option for parameter in command.params for option in parameter.opts}
         for option in re.findall(r"(?<!\S)--[a-z-]+", line):
-            assert option in known, f"{page.name}: keystep {words[0]} has no {option}"
+            assert option in known, f"{page.name}: keystep {name} has no {option}"

@@ -57,7 +57,8 @@ def test_json_is_one_object(keystep, use, rows):
 def test_people_get_a_sentence(keystep, use, rows):
     use(Worker([1.0], wrong_at=["row4/1"]))
     result = keystep(*RUN, "--results", "out.jsonl", "--concurrency", "2")
-    assert result.exit_code == 1 and "ledger: 9 of 9 rows finished, 1 wrong" in result.stdout and "out.jsonl" in result.stdout
+    assert result.exit_code == 1 and "ledger: 9 of 9 rows finished, 1 wrong" in result.stdout
+    assert "out.jsonl" in result.stdout.translate(dict.fromkeys(map(ord, "│ \n")))  # a long path is wrapped
     assert (lines(rows / "out.jsonl")[4]["correct"], lines(rows / "out.jsonl")[4]["first_error_step"]) == (False, 1)
     use(Worker([1.0]))
     assert "9 of 9 rows finished, all correct" in keystep(*RUN).stdout
@@ -194,8 +195,9 @@ def test_the_progress_line(use, rows, monkeypatch, capsys):
     run = job.build_run(job.build_lm(), Journal())
     asyncio.run(module.follow_rows(run, job.build_many(base), quiet=False))
     assert "9 of 9 rows · 27 steps" in shown.getvalue() and "0:00 left" in shown.getvalue()
+    before = shown.getvalue()
     asyncio.run(module.follow_rows(job.build_run(job.build_lm(), Journal()), job.build_many(base), quiet=True))
-    assert shown.getvalue().count("9 of 9 rows") == 1
+    assert shown.getvalue() == before
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])

@@ -95,21 +95,28 @@ def test_methods(keystep):
     assert all(each["name"] in shown for each in found)
 
 
+SMALL = {
+    "disks": {3: 2, 4: 2}, "ledgers": {4: 2, 8: 2}, "sample": 4, "vote_disks": 3, "vote_heats": (1.0,), "vote_margins": (1, 3),
+    "parser_disks": 3, "parser_runs": 1, "call_steps": 10, "call_sizes": (1, 2), "call_heats": (0.5,), "apart_disks": 4, "weak_disks": 3,
+    "weak_margins": (1, 2),
+}  # fmt: skip
+
+
 def test_reproduce_writes_its_result(keystep, here, monkeypatch):
     from keystep.reproduce import maker
 
     assert "maker" in keystep("reproduce").stdout.split()
-    monkeypatch.setattr(maker, "DISKS", (3, 4))
-    monkeypatch.setattr(maker, "TASK", 4)
-    monkeypatch.setattr(maker, "K", (1, 3))
+    monkeypatch.setattr(maker, "SETTING", maker.Setting(**SMALL))
     result = keystep_json(keystep("reproduce", "maker", "--json", "--seeds", "2"))
     wanted = "name room paper claim setting baseline measured ratio held seeds seconds settings_tried machine"
     assert result.keys() == set(wanted.split()) and result["seeds"] == [0, 1]
-    cells = result["measured"]["cells"]
-    assert [(cell["disks"], cell["k"], cell["runs"]) for cell in cells] == [(3, 1, 2), (3, 3, 2), (4, 1, 2), (4, 3, 2)]
-    assert result["measured"]["task_success"] == 1 and len(result["baseline"]["single_calls"]["4"]) == 5
+    whole = [(row["task"], row["length"], row["runs"], row["error_free"]) for row in result["measured"]["whole_runs"]]
+    assert whole == [("hanoi", 7, 4, 4), ("hanoi", 15, 4, 4), ("ledger", 4, 4, 4), ("ledger", 8, 4, 4)]
+    assert {row["size"] for row in result["measured"]["steps_per_call"]} == {1, 2} and len(result["measured"]["decorrelation"]) == 3
+    assert result["measured"]["task_success"] == 1 and len(result["baseline"]["single_calls"]) == 4 * 5
     assert json.loads((here / "results/reproductions/maker.json").read_text("utf-8")) == result
-    assert sorted(file.name for file in (here / "results/reproductions").iterdir()) == ["maker.json", "maker.svg"]
+    written = sorted(file.name for file in (here / "results/reproductions").iterdir())
+    assert written == ["maker-parts.svg", "maker.json", "maker.md", "maker.svg"]
     (here / "file").write_text("")
     assert keystep("reproduce", "maker", "--out", "file").exit_code == 2
 

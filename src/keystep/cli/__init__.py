@@ -16,6 +16,7 @@ from keystep.cli.bench import bench
 from keystep.cli.catalogue import methods, models
 from keystep.cli.decompose import decompose
 from keystep.cli.demos import demos, questions
+from keystep.cli.edit import edit
 from keystep.cli.export import export, prune
 from keystep.cli.forecast import forecast
 from keystep.cli.helpers import init, reproduce
@@ -23,7 +24,9 @@ from keystep.cli.journals import decide, runs, show
 from keystep.cli.report import report, view
 from keystep.cli.run import resume, run
 from keystep.cli.serve import serve, serve_model
+from keystep.cli.skill_world import skill_world
 from keystep.cli.solve import solve
+from keystep.cli.train import train
 from keystep.errors import KeystepError
 
 
@@ -41,10 +44,12 @@ class _Commands(TyperGroup):
 app = typer.Typer(name="keystep", cls=_Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 COMMANDS = (
     run, forecast, resume, runs, show, decide, report, view, export, prune, solve, demos, questions, init, models, methods, bench,
-    decompose, reproduce, serve, serve_model,
+    decompose, reproduce, serve, serve_model, skill_world,
 )  # fmt: skip
 for command in COMMANDS:
     app.command()(command)
+app.add_typer(edit)
+app.add_typer(train)
 
 
 def _version(wanted: bool) -> None:

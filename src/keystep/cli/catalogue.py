@@ -35,6 +35,7 @@ METHODS = (
         "llm-based-algorithms", "measure", "Chen et al. 2024, On the Design and Analysis of LLM-Based Algorithms, arXiv 2407.14788",
         "keystep decompose",
     ),
+    Method("explore-execute", "solve", "Yang et al. 2025, Explore-Execute Chain, arXiv 2509.23946", "keystep solve explore-execute"),
     Method("procbench", "measure", "Fujisawa et al. 2024, ProcBench, arXiv 2410.03117", "keystep bench procbench"),
     Method("plan-and-solve", "solve", "Wang et al. 2023, Plan-and-Solve Prompting, arXiv 2305.04091", "keystep solve plan-and-solve"),
     Method(
@@ -43,6 +44,14 @@ METHODS = (
     ),
     Method(
         "decomposed-prompting", "solve", "Khot et al. 2023, Decomposed Prompting, arXiv 2210.02406", "keystep solve decomposed-prompting"
+    ),
+    Method(
+        "daslam", "solve", "Juneja et al. 2023, Small Language Models Fine-tuned to Coordinate Larger Language Models, arXiv 2310.18338",
+        "keystep solve daslam, keystep train daslam",
+    ),
+    Method(
+        "skill-localization", "edit",
+        "Panigrahi et al. 2023, Task-Specific Skill Localization in Fine-tuned Language Models, arXiv 2302.06600", "keystep edit locate",
     ),
 )  # fmt: skip
 

@@ -39,7 +39,9 @@ def init(
 def reproduce(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="A method; lists them when left out.")] = None,
     seeds: Annotated[int | None, typer.Option(parser=whole, metavar="N", help="How many seeds (default: the reproduction's own).")] = None,
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where NAME.json goes.")] = Path("results/reproductions"),
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where NAME.json goes, and its tables and pictures.")] = Path(
+        "results/reproductions"
+    ),
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")] = False,
 ) -> None:
     """Run a paper's headline claim, small and honestly, beside what it said."""
@@ -64,6 +66,8 @@ def reproduce(
     result: dict[str, Any] = found.model_dump(mode="json")
     file = out / f"{name}.json"
     write_text(file, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    if hasattr(module, "tables"):
+        write_text(out / f"{name}.md", module.tables(found))
     if hasattr(module, "picture"):
         try:
             module.picture(found, out / f"{name}.svg")

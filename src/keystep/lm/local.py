@@ -77,7 +77,7 @@ class Local(LM):
         self._ends = {*(ends if isinstance(ends, list) else [ends]), self.tokenizer.eos_token_id} - {None}
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(loaded.forward).parameters else {}
         self._room: float = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or float("inf")
-        self._print = _fingerprint(self.model)
+        self._print = fingerprint(self.model)
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="keystep-local")
 
     def identity(self) -> Any:
@@ -222,7 +222,7 @@ def _with_adapter(model: Any, adapter: Path) -> Any:
     return peft.PeftModel.from_pretrained(model, adapter)
 
 
-def _fingerprint(model: Any) -> str:
+def fingerprint(model: Any) -> str:
     """A hash over some thousand numbers of every weight: tells one fine-tune from another without reading gigabytes."""
     import torch
 

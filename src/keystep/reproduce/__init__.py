@@ -1,6 +1,7 @@
 """Reproductions: one file per method, the paper's headline claim run small and honestly beside what was measured.
 
-A module here has `main(seeds, progress) -> Reproduction`; `keystep reproduce NAME` runs it. Names are those of the methods.
+A module here has `main(seeds, progress) -> Reproduction`, and where it is of use `tables(found) -> str` (Markdown) and
+`picture(found, path)`; `keystep reproduce NAME` runs it. Names are those of the methods.
 """
 
 from __future__ import annotations

@@ -19,9 +19,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel
 
 from keystep.errors import MissingExtra
 from keystep.lm.base import LM, Prompt, Request, Sample, draw_key
+from keystep.measure.bench import benchmark, journaled, many
+from keystep.run import First, Run
+from keystep.run.vote import Rule
 
 Batch = tuple[NDArray[np.int64], NDArray[np.bool_]]  # tokens, and which of them the loss counts; both (rows, length)
 FIRST_UPDATES = 50  # of a rising rate
@@ -52,8 +56,16 @@ class Net:
         return blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=10).hexdigest()
 
 
-def trained(net: Net, batch: Callable[[np.random.Generator], Batch], base: Any = None, tick: Callable[[], object] | None = None) -> Any:
+def trained(
+    net: Net,
+    batch: Callable[[np.random.Generator], Batch],
+    base: Any = None,
+    tick: Callable[[], object] | None = None,
+    read: Callable[[Any, NDArray[np.int64]], dict[str, Any]] | None = None,
+) -> Any:
     """The net, from the cache or trained on `net.updates` batches; `tick` is called after each update.
+
+    `read` says what the model is called with for given tokens, where that is not the tokens alone; `net.data` has to name it.
 
     Raises:
         MissingExtra: torch or transformers is not installed.
@@ -78,7 +90,7 @@ def trained(net: Net, batch: Callable[[np.random.Generator], Batch], base: Any =
     if file.exists():
         model.load_state_dict(load_file(file))
         return model.eval()
-    _train(model, net, batch, tick)
+    _train(model, net, batch, tick, read)
     file.parent.mkdir(parents=True, exist_ok=True)
     half = file.with_suffix(f".{os.getpid()}")
     save_file({name: weight.contiguous() for name, weight in model.state_dict().items()}, half)
@@ -90,7 +102,13 @@ def _cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "keystep"
 
 
-def _train(model: Any, net: Net, batch: Callable[[np.random.Generator], Batch], tick: Callable[[], object] | None) -> None:
+def _train(
+    model: Any,
+    net: Net,
+    batch: Callable[[np.random.Generator], Batch],
+    tick: Callable[[], object] | None,
+    read: Callable[[Any, NDArray[np.int64]], dict[str, Any]] | None,
+) -> None:
     import torch
     from torch.nn import functional
 
@@ -104,9 +122,12 @@ def _train(model: Any, net: Net, batch: Callable[[np.random.Generator], Batch], 
     draw = np.random.default_rng([net.seed, 1])
     model.train()
     for _ in range(net.updates):
-        tokens, counted = (torch.from_numpy(part) for part in batch(draw))
-        places = None if not net.stretch else torch.from_numpy(stretched(tokens.shape[0], tokens.shape[1] - 1, net.stretch, draw))
-        logits = model(input_ids=tokens[:, :-1], position_ids=places).logits
+        rows, counts = batch(draw)
+        tokens, counted = torch.from_numpy(rows), torch.from_numpy(counts)
+        given = read(model, rows[:, :-1]) if read else {"input_ids": tokens[:, :-1]}
+        if net.stretch:
+            given["position_ids"] = torch.from_numpy(stretched(rows.shape[0], rows.shape[1] - 1, net.stretch, draw))
+        logits = model(**given).logits
         wanted = counted[:, 1:]
         loss = functional.cross_entropy(logits[wanted], tokens[:, 1:][wanted])
         model.zero_grad()
@@ -149,13 +170,31 @@ class Batched(LM):
         if not self._waiting:
             loop.call_soon(self._work)
         self._waiting += [(request, index, future) for index, future in zip(numbers, mine, strict=True)]
-        for index, future in zip(numbers, mine, strict=True):
-            yield Sample(await future, index, tokens_in=1, tokens_out=1, model=self.name)
+        for index, text in zip(numbers, await asyncio.gather(*mine), strict=True):
+            yield Sample(text, index, tokens_in=1, tokens_out=1, model=self.name)
 
     def _work(self) -> None:
         waiting, self._waiting = self._waiting, []
-        uniform = np.array([(draw_key(request.seed, request.key, index) >> 64) / 2**64 for request, index, _ in waiting])
-        texts = self.answers([request.prompt for request, _, _ in waiting], waiting[0][0].temperature, uniform)
-        for (_, _, future), text in zip(waiting, texts, strict=True):
+        try:
+            uniform = np.array([(draw_key(request.seed, request.key, index) >> 64) / 2**64 for request, index, _ in waiting])
+            texts = self.answers([request.prompt for request, _, _ in waiting], waiting[0][0].temperature, uniform)
+            answered = list(zip(waiting, texts, strict=True))
+        except Exception as error:  # it belongs to those who wait
+            for _, _, future in waiting:
+                if not future.cancelled():
+                    future.set_exception(error)
+            return
+        for (_, _, future), text in answered:
             if not future.cancelled():
                 future.set_result(text)
+
+
+def answered(
+    name: str, worker: LM, settings: BaseModel, problems: list[dict[str, Any]], rule: Rule | None = None, seed: int = 0
+) -> list[list[Any]]:
+    """A worker's answers to a benchmark's problems, by the way that `keystep bench` takes; one sample a step where no rule decides."""
+    run = Run(worker, vote=rule or First(cap=1), seed=seed)
+    asyncio.run(many(benchmark(name), settings, problems, rule is not None, concurrency=1000).execute(run))
+    answers = journaled(run, len(problems))
+    run.close()
+    return answers

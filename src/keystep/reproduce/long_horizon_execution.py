@@ -12,7 +12,6 @@ history, so its own errors must become likelier with the errors it sees; how muc
 
 from __future__ import annotations
 
-import asyncio
 import re
 import time
 from abc import abstractmethod
@@ -26,14 +25,14 @@ from numpy.typing import NDArray
 from rich.progress import Progress
 
 from keystep.lm.base import Prompt, as_messages
-from keystep.measure.bench import benchmark, journaled, many
+from keystep.measure.bench import benchmark
 from keystep.measure.chart import Chart, Line, save
 from keystep.measure.long_horizon import author_error, generate, horizon_law, turn_accuracy
 from keystep.measure.long_horizon.bench import Settings, turn_values
 from keystep.reproduce import Reproduction, machine
-from keystep.reproduce._nets import Batch, Batched, Net, trained
-from keystep.run import Majority, Run
-from keystep.run.vote import First, Rule
+from keystep.reproduce._nets import Batch, Batched, Net, answered, trained
+from keystep.run import Majority
+from keystep.run.vote import Rule
 
 WORDS, LIMIT, NOISE = 20, 9, 10
 MODULUS = 50  # above twice the largest value
@@ -182,12 +181,8 @@ def _woven(first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.in
 
 def measured(worker: Worker, settings: Settings, problems: list[dict[str, Any]], rule: Rule | None = None, seed: int = 0) -> dict[str, Any]:
     """The benchmark's scores of a worker that samples at temperature 1."""
-    chosen = benchmark("long-horizon-execution")
-    run = Run(worker, vote=rule or First(cap=1), seed=seed)
-    asyncio.run(many(chosen, settings, problems, rule is not None, concurrency=1000).execute(run))
-    answers = journaled(run, len(problems))
-    run.close()
-    return chosen.score(settings, problems, answers)
+    name = "long-horizon-execution"
+    return benchmark(name).score(settings, problems, answered(name, worker, settings, problems, rule, seed))
 
 
 def histories(problems: list[dict[str, Any]], seed: int) -> list[dict[str, Any]]:

@@ -26,6 +26,8 @@ SOLVERS: dict[str, str] = {  # name -> "module:class"
     "auto-cot": "keystep.solve.auto_cot:AutoCot",
     "decomposed-prompting": "keystep.solve.decomposed_prompting.solver:DecomposedPrompting",
     "plan-and-solve": "keystep.solve.plan_and_solve:PlanAndSolve",
+    "daslam": "keystep.solve.daslam.solver:DaSLaM",
+    "explore-execute": "keystep.solve.explore_execute.solver:ExploreExecute",
 }
 TEXTS = 2**20  # bytes of a prompt file, at most
 
