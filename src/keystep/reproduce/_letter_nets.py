@@ -139,12 +139,15 @@ def handled(asked: str, answer: Any, context: str = "") -> Example:
 
 
 def rolled_out(random: Random, longest: int) -> list[Example]:
-    """The same procedure as one chain: the words, each word's letters and its letter, and all of them together."""
-    asked, words = drawn(random, random.randint(2, longest))
+    return [chain(*drawn(random, random.randint(2, longest)))]
+
+
+def chain(asked: str, words: str) -> Example:
+    """The same procedure in one answer: the words, each word's letters and its letter, and all of them together."""
     position, _ = _parts(asked)
     each = "".join(f" {word} {written(spelt(word))} {written(word[position - 1])}" for word in words.split())
     prompt, listed = handled(asked, words.split(), words)
-    return [(prompt, f"{listed}{each} so {written(truth(asked, words))}")]
+    return prompt, f"{listed}{each} so {written(truth(asked, words))}"
 
 
 def decomposing(random: Random, longest: int) -> list[Example]:
