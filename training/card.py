@@ -24,7 +24,6 @@ import pairs
 from keystep.lm.embedded.arithmetic import encode as arithmetic_encode
 from keystep.lm.embedded.ledger import END, MAX_VALUE, VALUE, encode, render
 from keystep.lm.embedded.model import WEIGHTS, Ensemble, answer_probabilities, load
-from keystep.lm.embedded.pairs import encode as pairs_encode
 from keystep.run import Procedure
 from keystep.run.builtin import builtin
 from keystep.worlds import ledger as ledger_world
@@ -121,11 +120,13 @@ def lists(size: int, count: int) -> list[Steps]:
 
 def run_steps(label: int, work: Procedure) -> Steps:
     """Every step of a procedure `multiply` or `sort` as its ensemble's tokens."""
-    encode, answered = (arithmetic_encode, arithmetic.answer) if work.name == "multiply" else (pairs_encode, pairs.answer)
     assert work.truth is not None
-    known = [(encode(str(work.prompt(state))), answer) for state, answer in work.truth()]
-    prompts = np.array([found[0] for found, _ in known if found])
-    return Steps(label, prompts, answered(np.array([answer for _, answer in known])))
+    if work.name == "multiply":
+        known = [(arithmetic_encode(str(work.prompt(state))), answer) for state, answer in work.truth()]
+        prompts, answers = ([each for each, _ in known if each], [answer for _, answer in known])
+        return Steps(label, np.array([tokens for tokens, _ in prompts]), arithmetic.answer(np.array(answers)))
+    fronts = np.array([[run[0] for run in state["runs"][:2]] for state, _ in work.truth()])
+    return examples(label, pairs.examples(*fronts.T), pairs.PROMPT)
 
 
 def measured(ensemble: Ensemble, steps: Steps) -> tuple[np.ndarray, np.ndarray]:

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from keystep.lm.embedded.pairs import END, LIMIT, MINUS, PLUS, TWO
+from keystep.lm.embedded.pairs import END, FIRST, LIMIT, MINUS, PLUS, SECOND, TWO
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
 
-PROMPT = 6  # two numbers of three tokens, then both again in order, then the end
+PROMPT = 6  # two numbers of three tokens, then which is the smaller, both again in order, the end
 KINDS = ("random", "same first digits", "same last digits", "neighbours", "near", "equal", "opposite", "below a hundred")
 POOL = 30_000  # examples, and their seed
 PLAIN = 0.4  # share of a batch that is random numbers; the other kinds have equal parts of the rest
@@ -29,14 +29,11 @@ def number_tokens(numbers: np.ndarray) -> np.ndarray:
 
 
 def examples(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Whole examples of pairs, both int [N]: int [N, 13]."""
-    parts = [first, second, np.minimum(first, second), np.maximum(first, second)]
-    return np.concatenate([*map(number_tokens, parts), np.full((len(first), 1), END)], 1)
-
-
-def answer(sorted_pairs: np.ndarray) -> np.ndarray:
-    """Pairs in order, int [N, 2], as answers' tokens, int [N, 7]."""
-    return np.concatenate([*map(number_tokens, sorted_pairs.T), np.full((len(sorted_pairs), 1), END)], 1)
+    """Whole examples of pairs, both int [N]: int [N, 14]."""
+    prompt = np.concatenate([number_tokens(first), number_tokens(second)], 1)
+    swapped = (second < first)[:, None]
+    ordered = np.where(swapped, np.roll(prompt, 3, axis=1), prompt)
+    return np.concatenate([prompt, np.where(swapped, SECOND, FIRST), ordered, np.full((len(first), 1), END)], 1)
 
 
 def draw(rng: np.random.Generator, size: int, kind: int | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -62,7 +59,7 @@ def draw(rng: np.random.Generator, size: int, kind: int | None = None) -> tuple[
 
 
 def batch(rng: np.random.Generator, size: int) -> np.ndarray:
-    """`size` whole examples, prompt and answer: int [size, 13]."""
+    """`size` whole examples, prompt and answer: int [size, 14]."""
     return examples(*draw(rng, size))
 
 

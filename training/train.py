@@ -177,9 +177,9 @@ ENSEMBLES: dict[str, list[Member]] = {
     "arithmetic": [
         Member(seed=31, width=32, hidden=96, batch=256, updates=1800),
         Member(seed=32, width=32, hidden=112, batch=256, updates=1000),
-        Member(seed=33, width=28, hidden=96, batch=256, updates=1250),
-        Member(seed=34, width=32, hidden=80, batch=256, updates=950),
-        Member(seed=35, width=32, hidden=104, batch=256, updates=1000),
+        Member(seed=33, width=28, hidden=96, batch=256, updates=1600),
+        Member(seed=34, width=32, hidden=80, batch=256, updates=1500),
+        Member(seed=35, width=32, hidden=104, batch=256, updates=1400),
     ],
     "pairs": [
         Member(seed=41, width=24, hidden=64, updates=4000),

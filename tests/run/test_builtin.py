@@ -228,13 +228,18 @@ def test_malformed_columns_are_flagged(text):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "sorted = 3, 4", "sorted = [3]", "sorted = [3, 4, 5]", "sorted = [3, 5]", "sorted = [3, 4]\nsorted = [3, 4]"]
-)
+    "text",
+    [
+        "", "smaller = second\nsorted = 3, 4", "smaller = second\nsorted = [3]", "smaller = second\nsorted = [3, 4, 5]", "sorted = [3, 4]",
+        "smaller = second\nsorted = [3, 5]", "smaller = second\nsorted = [3, 4]\nsorted = [3, 4]", "smaller = first\nsorted = [3, 4]",
+        "smaller = third\nsorted = [3, 4]", "smaller = second\nsmaller = first\nsorted = [3, 4]",
+    ],
+)  # fmt: skip
 def test_malformed_pairs_are_flagged(text):
     procedure = Sort([4, 3])
     with pytest.raises(Flag):
         procedure.parse(text, procedure.start())
-    assert procedure.parse("sorted = [4, 3]", procedure.start()) == [4, 3]  # wrong, and no reason to throw it away
+    assert procedure.parse("Smaller = first\nsorted = [4, 3]", procedure.start()) == [4, 3]  # wrong, and no reason to throw it away
 
 
 def test_built_in_by_name():

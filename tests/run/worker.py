@@ -109,7 +109,9 @@ def _computed(prompt: str, candidate: int) -> str:
     """The answer to a prompt of `add`, `multiply` or `sort`; a sorted pair has one wrong answer, and none where both are the same."""
     numbers = [int(number) for number in re.findall(r"-?\d+", prompt.partition("\n\n")[0])]
     if prompt.startswith("Two"):
-        return f"sorted = {sorted(numbers, reverse=candidate > 0)}"
+        first, second = numbers
+        kept = (first <= second) == (candidate == 0)
+        return f"smaller = {'first' if kept else 'second'}\nsorted = {numbers if kept else numbers[::-1]}"
     result = numbers[0] * numbers[1] + sum(numbers[2:]) if prompt.startswith("Long multiplication") else sum(numbers)
     return f"digit = {(result + candidate) % 10}\ncarry = {result // 10}"
 

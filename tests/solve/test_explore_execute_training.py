@@ -80,10 +80,10 @@ def same(first, second):
 def test_an_order_and_its_execution():
     p = problem(Random(0), 5)
     assert read_plan(p.plan()) == p.order() and len(p.execution().splitlines()) == 5
-    p = type(p)((4, 18, 2, 8, 3), "---*", "-*+", False)
-    assert p.question == "-*+>4-18-2-8*3" and p.plan() == "1.c\n2.b\n3.a\n4.d"
-    assert p.execution().splitlines()[0] == "1.c2-8=13;4-18-13*3" and p.answer() == "16"
-    assert p.answer([3, 0, 1, 2]) == str((((4 - 18) - 2) - 24) % 19)
+    p = type(p)((4, 5, 2, 1, 3), "---*", "-*+", False)
+    assert p.question == "-*+>4-a5-b2-c1*d3" and p.plan() == "1.c\n2.b\n3.a\n4.d"
+    assert p.execution().splitlines()[0] == "1.c2-1=1;4-a5-b1*d3" and p.answer() == "0"
+    assert p.answer([3, 0, 1, 2]) == str((((4 - 5) - 2) - 1 * 3) % 7)
 
 
 # Known answers of the sheet.

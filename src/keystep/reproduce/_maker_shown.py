@@ -9,6 +9,7 @@ from typing import Any
 from keystep.measure.chart import Chart, Line, save
 from keystep.reproduce import Reproduction
 from keystep.reproduce._maker_parts import Row, grouped, samples_per_step, written_per_step
+from keystep.reproduce._tables import table
 
 PARSERS = {"flags": "flagged", "repairs": "repaired"}
 
@@ -73,7 +74,7 @@ def _parts(found: Reproduction) -> Iterator[Chart]:
     ks = [row["margin"] for row in weak]
     wrong = [len(row["wrong"]) / row["runs"] for row in weak]
     named = [(len(row["named"]) - row["named_right"]) / row["runs"] for row in weak]
-    lines = [Line("wrong", ks, wrong, style="o-"), Line("wrong, and named by the forecast", ks, named, style="s:")]
+    lines = [Line("wrong", ks, wrong, style="o-"), Line("wrong, and named systematic by the forecast", ks, named, style="s:")]
     yield Chart("One member alone: more votes cure no systematic error", "k", "steps of a run", lines, share=False)
 
 
@@ -118,7 +119,7 @@ def tables(found: Reproduction) -> str:
         "One model or several": apart, "An error that no k cures": weak,
         "What had to be found": [{"": name, "found": "yes" if right else "**no**"} for name, right in checks.items()],
     }  # fmt: skip
-    return "\n".join(f"### {title}\n\n{_table(rows)}" for title, rows in titled.items())
+    return "\n".join(f"### {title}\n\n{table(rows)}" for title, rows in titled.items())
 
 
 def _best(found: Reproduction, row: Row, column: str) -> Any:
@@ -138,14 +139,3 @@ def _listed(values: Sequence[int]) -> str:
     return (
         ", ".join(f"{value}" + (f" ({values.count(value)})" if values.count(value) > 1 else "") for value in sorted(set(values))) or "none"
     )
-
-
-def _table(rows: Sequence[Row]) -> str:
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *([_cell(value) for value in row.values()] for row in rows)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return f"{value:,}" if isinstance(value, int) else str(value)

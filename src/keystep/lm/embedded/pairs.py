@@ -1,6 +1,7 @@
 """The tokenizer of the embedded sort-pair step: two whole numbers of at most four digits are put into ascending order.
 
 A number is three tokens: its sign, and its digits in two tokens of two digits each. Nought has no sign of its own: it is written as +.
+An answer first says which of the two is the smaller; what follows is then only copied.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-END, PLUS, MINUS, TWO = 0, 1, 2, 3  # TWO is the first of 100 tokens of two digits each
+END, PLUS, MINUS, FIRST, SECOND, TWO = 0, 1, 2, 3, 4, 5  # TWO is the first of 100 tokens of two digits each
 VOCABULARY = TWO + 100
 LIMIT = 9999
 
@@ -17,7 +18,9 @@ KNOWS = f"sorting two whole numbers from -{LIMIT} to {LIMIT}, in the words of th
 PROMPT = """\
 Two whole numbers: {first} and {second}
 
-Put them into ascending order. Answer with exactly one line, and nothing else:
+Say which is the smaller (the first, where they are equal), and put them into ascending order.
+Answer with exactly two lines, and nothing else:
+smaller = [first or second]
 sorted = [the smaller, the larger]
 """
 
@@ -38,8 +41,10 @@ def encode(text: str) -> tuple[list[int], int] | None:
 
 def decode(tokens: Sequence[int]) -> str:
     """The text of an answer's tokens, whatever they are: a malformed answer stays visibly malformed."""
-    numbers = [_number(list(tokens[start : start + 3])) for start in range(0, len(tokens), 3)]
-    return f"sorted = [{', '.join(numbers)}]"
+    which, rest = list(tokens[:1]), list(tokens[1:])
+    numbers = [_number(rest[start : start + 3]) for start in range(0, len(rest), 3)]
+    said = {FIRST: "first", SECOND: "second"}.get(which[0], "?") if which else ""
+    return f"smaller = {said}" + (f"\nsorted = [{', '.join(numbers)}]" if numbers else "")
 
 
 def _tokens(number: int) -> list[int]:

@@ -37,7 +37,7 @@ class _Columns(Item):
 
     a: int | None = None
     b: int | None = None
-    sampling = MappingProxyType({"max_tokens": 32})
+    sampling = MappingProxyType({"max_tokens": 32, "temperature": 0.5})
     signs = "+"  # between the numbers of a question
 
     def __post_init__(self) -> None:

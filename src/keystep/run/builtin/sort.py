@@ -21,6 +21,7 @@ from keystep.run.flags import Flag
 
 MOST = 10_000  # numbers
 
+_SMALLER = re.compile(r"^\s*smaller\s*=\s*(first|second)\s*$", re.IGNORECASE | re.MULTILINE)
 _SORTED = re.compile(r"^\s*sorted\s*=\s*\[\s*([+-]?\d{1,20})\s*,\s*([+-]?\d{1,20})\s*\]\s*$", re.IGNORECASE | re.MULTILINE | re.ASCII)
 
 
@@ -35,7 +36,7 @@ class Sort(Item):
     size: int = 100
     instance: int = 0
     name = "sort"
-    sampling = MappingProxyType({"max_tokens": 48})
+    sampling = MappingProxyType({"max_tokens": 48, "temperature": 0.5})
 
     def __post_init__(self) -> None:
         exclusive(self.question, {"values": self.values})
@@ -61,13 +62,14 @@ class Sort(Item):
         return render(*_fronts(state))
 
     def parse(self, text: str, state: Any) -> Any:
-        """Two numbers, and of form only: that they are the ones asked about. Which is the smaller is the vote's affair."""
-        found = _SORTED.findall(text)
-        if len(found) != 1:
+        """Two numbers, and of form only: that they are those asked about, in the order that was said. Which it is, the votes decide."""
+        said, found = _SMALLER.findall(text), _SORTED.findall(text)
+        if len(said) != 1 or len(found) != 1:
             raise Flag("not one sorted pair")
+        first, second = _fronts(state)
         answer = [int(number) for number in found[0]]
-        if sorted(answer) != sorted(_fronts(state)):
-            raise Flag("not the two numbers")
+        if answer != ([first, second] if said[0].lower() == "first" else [second, first]):
+            raise Flag("not the two numbers in the order said")
         return answer
 
     def update(self, state: Any, answer: Any) -> Any:
