@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 PROMPT = 6  # two numbers of three tokens, then which is the smaller, both again in order, the end
 KINDS = ("random", "same first digits", "same last digits", "neighbours", "near", "equal", "opposite", "below a hundred")
 POOL = 30_000  # examples, and their seed
-PLAIN = 0.4  # share of a batch that is random numbers; the other kinds have equal parts of the rest
+PLAIN = 0.3  # share of a batch that is random numbers; the other kinds have equal parts of the rest
 
 
 def number_tokens(numbers: np.ndarray) -> np.ndarray:
@@ -72,7 +72,7 @@ def start(net: LlamaForCausalLM) -> None:
     """Embeddings to begin with: two digits begin as what number they are, on a line and on turns of it, and something of their own."""
     weight = net.model.embed_tokens.weight
     line = torch.linspace(-1, 1, 100)[:, None]
-    turn = torch.cat([line, *(wave(line * torch.pi * times / 2) for times in (1, 2, 4, 8) for wave in (torch.sin, torch.cos))], 1)
+    turn = torch.cat([line, *(wave(line * torch.pi * times / 2) for times in (1, 2, 4, 8, 16) for wave in (torch.sin, torch.cos))], 1)
     with torch.no_grad():
         weight.normal_(0, 0.1)
-        weight[TWO:] += turn @ torch.randn(turn.shape[1], weight.shape[1]) * 0.12
+        weight[TWO:] += turn @ torch.randn(turn.shape[1], weight.shape[1]) * 0.2
