@@ -147,7 +147,7 @@ def test_bad_input(case, here, architecture):
     (here / "base" / "tokenizer_config.json").rename(here / "hidden")
     refused("holds no tokenizer")
     (here / "hidden").rename(here / "base" / "tokenizer_config.json")
-    save_model(small_model(architecture, width=8, heads=2), tokenizer(), here / "small")
+    save_model(small_model(architecture, width=16, heads=2, inner=8), tokenizer(), here / "small")
     config = here / "base" / "config.json"
     other = config.read_text()
     config.write_text((here / "small" / "config.json").read_text())

@@ -358,6 +358,19 @@ def test_bad_settings(bad):
         Locate(**bad)
 
 
+def test_evenness_and_movement_outside():
+    base, tuned = pair()
+    own = in_scope(base, "layers")
+    even = tuned | {name: tensor + 0.125 * torch.randn(tensor.shape).sign() for name, tensor in own.items()}
+    found = locate(base, even, examples(), Locate(steps=0))
+    assert found.evenness == pytest.approx(1, abs=1e-3) and found.outside == 0
+    assert locate(base, tuned, examples(), Locate(steps=0)).evenness == pytest.approx(2 / math.pi, abs=0.02)  # of normal movement
+    inside = sum(float((even[name] - own[name]).abs().sum()) for name in own)
+    even["lm_head.weight"] = even["lm_head.weight"] + 1
+    out = even["lm_head.weight"].numel()
+    assert locate(base, even, examples(), Locate(steps=0)).outside == pytest.approx(out / (inside + out), rel=1e-4)
+
+
 def test_kinds_of_parameters():
     assert place("model.layers.3.self_attn.q_proj.weight") == (3, "q") and place("transformer.h.0.attn.c_attn.bias") == (0, "qkv")
     assert place("transformer.h.1.mlp.c_proj.weight") == (1, "down") and place("transformer.h.1.attn.c_proj.weight") == (1, "o")

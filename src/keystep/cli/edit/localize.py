@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from keystep.edit.localize import Locate, Patch
     from keystep.measure.chart import Chart
 
+EVEN = 0.5  # from here on a warning; see `Located.evenness`
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")]
 Out = Annotated[Path, typer.Option(metavar="FOLDER", help="Where the checkpoint goes.")]
 Patches = Annotated[list[Path], typer.Argument(metavar="PATCH…", help="Files of `keystep edit locate`.")]
@@ -51,7 +52,7 @@ def locate(
 ) -> None:  # fmt: skip
     """Find the few weights of TUNED that carry its skill, and write them as a patch of BASE.
 
-    Stopped, the same command goes on. Tell the base and the tuned model apart from AdamW: it moves every weight, and the patch grows.
+    Stopped, the same command goes on. Models tuned by SGD have the smaller patches: AdamW moves every weight.
     """
     from keystep.edit.localize import Patch, compare
     from keystep.edit.localize import locate as find
@@ -92,7 +93,7 @@ def locate(
         tested = chosen_on or examples.some(examples.split(settings.validation, settings.seed)[1])
     report = compare({"base": model, "tuned": other, "graft": grafted}, tested, device=model.device)
     result = {"out": str(out), "name": patch.name, "parameters": patch.size, "of": patch.of, "density": patch.density,
-              "best_step": found.best, "outside": found.outside, "judged_on": which, "examples": len(tested), "report": report,
+              "best_step": found.best, "outside": found.outside, "evenness": found.evenness, "judged_on": which, "examples": len(tested), "report": report,
               "course": found.course, "histogram": [row._asdict() for row in patch.histogram()], "settings": patch.about["settings"],
               "picture": None if picture is None else str(picture)}  # fmt: skip
     _with_report(patch, {which: report, "examples": len(tested)}).save(out)
@@ -106,6 +107,8 @@ def locate(
     typer.echo(f"{patch.size:,} of {patch.of:,} parameters ({patch.density:.3%}) in {out}, from step {found.best} of {settings.steps}")
     for each, figures in report.items():
         typer.echo(f"{each:6} right {figures['accuracy']:.1%}, calibration error {figures['ece']:.3f}, as tuned {figures['agreement']:.1%}")
+    if found.evenness > EVEN:
+        typer.echo("all weights moved about equally, as AdamW moves them; tune with SGD, or expect a large patch", err=True)
     if found.outside > 0.01:
         typer.echo(f"{found.outside:.0%} of all movement is outside the scope; --scope all takes it in", err=True)
 

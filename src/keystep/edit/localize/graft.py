@@ -88,12 +88,14 @@ PUBLISHED = Locate(sparsity=1e-5, optimizer="descent", rate=1e7, bias=10.0, step
 class Located:
     """A patch and how it was found: `course` has, for the start and every step, the loss of the soft graft before it, the hard mask's
     size, and its accuracies; `best` is the step that was kept. `outside`: how far the parameters out of scope moved, in parts of all
-    movement (Σ|D|); a graft cannot bring that along."""
+    movement (Σ|D|); a graft cannot bring that along. `evenness`: (Σ|D|)² / (N ΣD²) over the tensors in scope that moved, 1 where every
+    parameter moved by the same amount, as AdamW makes it (about 0.65); SGD gives about 0.3, and smaller grafts."""
 
     patch: Patch
     course: list[dict[str, Any]]
     best: int
     outside: float
+    evenness: float
 
 
 def budget(sparsity: float, parameters: int) -> int:
@@ -216,7 +218,7 @@ def locate(
     patch = patch_of(base, tuned, masks, fingerprint=fingerprint, name=name, about=about)
     if state is not None:
         state.unlink(missing_ok=True)
-    return Located(patch, course, best, _outside(model, tuned, D))
+    return Located(patch, course, best, _outside(model, tuned, D), _evenness(D))
 
 
 def _merit(candidate: Mapping[str, Any]) -> tuple[float, float]:
@@ -238,6 +240,12 @@ def _some(numbers: list[int], settings: Locate) -> list[int]:
         return numbers
     drawn = np.random.default_rng([settings.seed, 78]).choice(numbers, settings.judged, replace=False)
     return sorted(drawn.tolist())
+
+
+def _evenness(D: Mapping[str, Tensor]) -> float:
+    total = sum(float(each.abs().sum(dtype=torch.float64)) for each in D.values())
+    squares = sum(float(each.double().square().sum()) for each in D.values())
+    return total**2 / (sum(each.numel() for each in D.values()) * squares)
 
 
 def _outside(model: nn.Module, tuned: Mapping[str, Tensor], D: Mapping[str, Tensor]) -> float:
