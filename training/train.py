@@ -182,11 +182,11 @@ ENSEMBLES: dict[str, list[Member]] = {
         Member(seed=35, width=32, hidden=104, batch=256, updates=1400),
     ],
     "pairs": [
-        Member(seed=41, width=48, hidden=128, heads=6, batch=96, updates=1200),
-        Member(seed=42, width=48, hidden=112, heads=6, batch=96, updates=1200),
-        Member(seed=43, width=48, hidden=144, heads=6, batch=96, updates=1200),
-        Member(seed=44, width=48, hidden=128, heads=6, batch=96, updates=1200),
-        Member(seed=45, width=48, hidden=128, heads=6, batch=96, updates=1200),
+        Member(seed=41, width=48, hidden=128, heads=6, batch=192, updates=2200),
+        Member(seed=42, width=48, hidden=112, heads=6, batch=192, updates=2200),
+        Member(seed=43, width=48, hidden=144, heads=6, batch=192, updates=2200),
+        Member(seed=44, width=48, hidden=128, heads=6, batch=192, updates=2200),
+        Member(seed=45, width=48, hidden=128, heads=6, batch=192, updates=2200),
     ],
     "hanoi-large": [
         Member(seed=11, width=64, hidden=176, updates=6000, tall=3.0, hard=HARD),
