@@ -1,8 +1,9 @@
-"""Measure an embedded ensemble and write its model card: `python training/card.py hanoi` (or ledger, hanoi-large, ledger-large).
+"""Measure an embedded ensemble and write its model card: `python training/card.py hanoi` (or any other of train.py).
 
 The figures go beside the weights (`<ensemble>.card.json`), a page to read into `docs/models/`. Every figure is exact for the steps it is
 about: the probability of each right answer is computed by teacher forcing, nothing is sampled and counted. The steps are random ones
-(seeded, with the rare cases drawn as often as in training) and every single step of the tasks the ensemble is made for.
+(seeded, with the rare cases drawn as often as in training, or all steps where that is possible) and every single step of the tasks the
+ensemble is made for.
 """
 
 from __future__ import annotations
@@ -14,26 +15,35 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import arithmetic
 import hanoi
 import ledger
 import numpy as np
+import pairs
 
+from keystep.lm.embedded.arithmetic import encode as arithmetic_encode
 from keystep.lm.embedded.ledger import END, MAX_VALUE, VALUE, encode, render
 from keystep.lm.embedded.model import WEIGHTS, Ensemble, answer_probabilities, load
+from keystep.run import Procedure
+from keystep.run.builtin import builtin
 from keystep.worlds import ledger as ledger_world
 
 DOCS = Path(__file__).parent.parent / "docs/models"
 SEED = 20260101
+SIZES = {"hanoi": "disks", "ledger": "words"}  # what the random steps are told apart by; else it is a kind
 PER_HEIGHT = 600  # random steps for each height from 3 to 20 disks
 WORDS, DICTIONARIES = (2, 10, 25, 50, 75, 100), 105  # dictionary sizes, and dictionaries of each; ledger.QUERIES steps on each dictionary
 LEDGER_RUNS, LEDGER_STEPS, LEDGER_WORDS = 5, 2000, 100
+PRODUCTS, PRODUCT_DIGITS = 200, (5, 10)  # multiplications of random numbers of so many digits
+PAIRS = 1500  # pairs of each kind
+LISTS = {5: 200, 500: 20}  # sorted lists: how many of each length
 
 
 @dataclass
 class Steps:
     """Steps of one prompt length: tokens of the prompts [N, P] and right answers [N, A], and how many a prompt shares with others."""
 
-    label: int
+    label: int | str
     prompts: np.ndarray
     answers: np.ndarray
     shared: int = 0
@@ -44,9 +54,19 @@ def hanoi_steps(examples: np.ndarray, disks: int) -> Steps:
     return Steps(disks, examples[:, :start], examples[:, start:])
 
 
+def examples(label: int | str, whole: np.ndarray, start: int) -> Steps:
+    return Steps(label, whole[:, :start], whole[:, start:])
+
+
 def random_steps(skill: str) -> Iterator[Steps]:
     rng = np.random.default_rng(SEED)
-    if skill == "hanoi":
+    if skill == "arithmetic":
+        for label, rows in arithmetic.parts().items():
+            yield examples(label, rows, arithmetic.PROMPT)
+    elif skill == "pairs":
+        for kind, label in enumerate(pairs.KINDS):
+            yield examples(label, pairs.examples(*pairs.draw(rng, PAIRS, kind)), pairs.PROMPT)
+    elif skill == "hanoi":
         for disks in range(3, 21):
             yield hanoi_steps(hanoi.batch(rng, PER_HEIGHT, disks), disks)
     else:
@@ -62,15 +82,19 @@ def task_steps(ensemble: str) -> dict[str, list[Steps]]:
     if ensemble.startswith("hanoi"):
         heights = (12, 16) if ensemble.endswith("large") else (12,)
         return {f"{disks} disks, all {2**disks - 1:,} steps": [hanoi_steps(hanoi.path(disks), disks)] for disks in heights}
+    if ensemble == "arithmetic":
+        return {f"{PRODUCTS} products of {digits}-digit numbers, every step": products(digits) for digits in PRODUCT_DIGITS}
+    if ensemble == "pairs":
+        return {f"{count} lists of {size}, every step of their sorting": lists(size, count) for size, count in LISTS.items()}
     runs = [ledger_run(instance) for instance in range(LEDGER_RUNS)]
     return {f"{LEDGER_RUNS} ledgers of {LEDGER_WORDS} words, all {LEDGER_STEPS:,} steps of each": runs}
 
 
-def ledger_run(instance: int) -> Steps:
+def ledger_run(instance: int, steps: int = LEDGER_STEPS) -> Steps:
     """The steps of the procedure `ledger` with this instance."""
     values = ledger_world.dictionary(LEDGER_WORDS, instance)
     prompts, answers, total, shared = [], [], 0, 0
-    for word in ledger_world.keys(values, LEDGER_STEPS, instance):
+    for word in ledger_world.keys(values, steps, instance):
         known = encode(render(values, total, word))
         assert known is not None
         total += values[word]
@@ -78,6 +102,31 @@ def ledger_run(instance: int) -> Steps:
         prompts.append(known[0])
         answers.append([VALUE + MAX_VALUE + values[word], *ledger.number_tokens(np.array(total)), END])
     return Steps(instance, np.array(prompts), np.array(answers), shared)
+
+
+def products(digits: int) -> list[Steps]:
+    """The steps of the procedure `multiply` on random numbers."""
+    rng = np.random.default_rng([SEED, digits])
+    runs = []
+    for number, (a, b) in enumerate(rng.integers(10 ** (digits - 1), 10**digits, (PRODUCTS, 2)).tolist()):
+        runs.append(run_steps(number, builtin("multiply", {"a": a, "b": b})))
+    return runs
+
+
+def lists(size: int, count: int) -> list[Steps]:
+    """The steps of the procedure `sort` on random lists."""
+    return [run_steps(number, builtin("sort", {"size": size, "instance": SEED + number})) for number in range(count)]
+
+
+def run_steps(label: int, work: Procedure) -> Steps:
+    """Every step of a procedure `multiply` or `sort` as its ensemble's tokens."""
+    assert work.truth is not None
+    if work.name == "multiply":
+        known = [(arithmetic_encode(str(work.prompt(state))), answer) for state, answer in work.truth()]
+        prompts, answers = ([each for each, _ in known if each], [answer for _, answer in known])
+        return Steps(label, np.array([tokens for tokens, _ in prompts]), arithmetic.answer(np.array(answers)))
+    fronts = np.array([[run[0] for run in state["runs"][:2]] for state, _ in work.truth()])
+    return examples(label, pairs.examples(*fronts.T), pairs.PROMPT)
 
 
 def measured(ensemble: Ensemble, steps: Steps) -> tuple[np.ndarray, np.ndarray]:
@@ -225,7 +274,7 @@ def further(stages: list[dict[str, Any]]) -> list[str]:
 
 def page(card: dict[str, Any]) -> str:
     name = card["ensemble"]
-    sizes = "disks" if name.startswith("hanoi") else "words"
+    sizes = SIZES.get(name.removesuffix("-large"), "kind")
     members = [
         [
             place,
@@ -253,7 +302,7 @@ def page(card: dict[str, Any]) -> str:
             "",
             *further(card["members"][0].get("hard", [])),
             *(section(title, found) for title, found in card["tasks"].items()),
-            section("Random steps", card["random"]),
+            section("Every step there is" if name == "arithmetic" else "Random steps", card["random"]),
             f"By {sizes}:",
             "",
             table([sizes, "steps", "pool, sampled", *greedy], by_size),

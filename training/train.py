@@ -1,6 +1,7 @@
-"""Train the members of the embedded ensembles from scratch: `python training/train.py hanoi` (or ledger, hanoi-large, ledger-large).
+"""Train the members of the embedded ensembles from scratch: `python training/train.py hanoi` (or any other of ENSEMBLES).
 
-Every member is a stock `transformers` LlamaForCausalLM with its own seed, data order and size. It is trained on random states drawn by
+Every member is a stock `transformers` LlamaForCausalLM with its own seed, data order and size. Of the small skills, each but the first also
+sees more often what the members before it get wrong, so that no two err alike. A member is trained on random states drawn by
 `training/<skill>.py`, with the loss on the answer's tokens only, by Muon (matrices) and AdamW (embeddings, norms) under a cosine rate.
 Finished members lie in `training/build/` and are not trained again; when all are there they are packed into the package.
 One thread; the minutes each member took stand in its model card.
@@ -12,14 +13,17 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import arithmetic
 import hanoi
 import ledger
 import numpy as np
+import pairs
 import torch
 from forward import answer_logits, in_parts
 from rich.progress import Progress, track
@@ -28,8 +32,10 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from keystep.lm.embedded import arithmetic as arithmetic_tokens
 from keystep.lm.embedded import hanoi as hanoi_tokens
 from keystep.lm.embedded import ledger as ledger_tokens
+from keystep.lm.embedded import pairs as pairs_tokens
 
 HERE = Path(__file__).parent
 BUILD = HERE / "build"
@@ -77,13 +83,27 @@ class Member:
     hard: tuple[Hard, ...] = ()  # hanoi: further stages
 
 
+Loss = Callable[[LlamaForCausalLM, Member, np.random.Generator, float], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """`batch(rng, size)` draws whole examples of one length, int [size, T], whose first `prompt` tokens are the prompt; `pool()` are those
+    among which it is looked for what earlier members get wrong."""
+
+    batch: Callable[[np.random.Generator, int], np.ndarray]
+    prompt: int
+    pool: Callable[[], np.ndarray]
+
+
 @dataclass(frozen=True)
 class Kind:
-    """What differs between skills: the vocabulary, the longest sequence, and the loss of one batch."""
+    """What differs between skills: the vocabulary, the longest sequence, and the loss of one batch, or the examples it is made of."""
 
     vocabulary: int
     length: int
-    loss: Callable[[LlamaForCausalLM, Member, np.random.Generator, float], torch.Tensor]
+    loss: Loss | None = None
+    examples: Examples | None = None
     start: Callable[[LlamaForCausalLM], None] = lambda net: None  # changes a blank net before its training
 
 
@@ -109,10 +129,32 @@ def hard_loss(net: LlamaForCausalLM, hard: Hard, rng: np.random.Generator, liste
     return functional.cross_entropy(answer_logits(net, tokens, start).flatten(0, 1), tokens[:, start:].flatten())
 
 
+def examples_loss(net: LlamaForCausalLM, examples: Examples, member: Member, rng: np.random.Generator, missed: np.ndarray) -> torch.Tensor:
+    """The loss of a skill whose examples are all of one length; a share of them is drawn from those that earlier members `missed`."""
+    again = round(member.batch * AGAIN) if len(missed) else 0
+    drawn = examples.batch(rng, member.batch - again)
+    tokens = torch.from_numpy(np.concatenate([drawn, missed[rng.integers(0, len(missed), again)]]) if again else drawn)
+    return functional.cross_entropy(answer_logits(net, tokens, examples.prompt).flatten(0, 1), tokens[:, examples.prompt :].flatten())
+
+
+def missed_before(kind: Kind, earlier: Sequence[Path]) -> np.ndarray:
+    """The examples of the pool that a member of these files gets wrong."""
+    if kind.examples is None or not earlier:
+        return np.empty((0, 0), int)
+    pool, start = kind.examples.pool(), kind.examples.prompt
+    tokens = torch.from_numpy(pool)
+    right = [(in_parts(stage_net(kind, path), tokens, start).argmax(-1) == tokens[:, start:]).all(1).numpy() for path in earlier]
+    return pool[~np.logical_and.reduce(right)]
+
+
 KINDS = {
     "hanoi": Kind(hanoi_tokens.VOCABULARY, 64, hanoi_loss),
     "ledger": Kind(ledger_tokens.VOCABULARY, 256, ledger.loss, ledger.start),
+    "arithmetic": Kind(arithmetic_tokens.VOCABULARY, 16, examples=Examples(arithmetic.batch, arithmetic.PROMPT, arithmetic.wanted)),
+    "pairs": Kind(pairs_tokens.VOCABULARY, 16, start=pairs.start, examples=Examples(pairs.batch, pairs.PROMPT, pairs.pool)),
 }
+
+AGAIN = 0.15  # of a batch: examples that members before this one got wrong, so that its errors are others
 
 HARD = (Hard(2000), Hard(1200, rate=1.2e-3, embedding_rate=5e-4, pool=128, legal=0.25, listed=0.5))
 HARD_BELOW = 0.97  # a step is listed where the right answer's probability is less
@@ -132,6 +174,20 @@ ENSEMBLES: dict[str, list[Member]] = {
         Member(seed=5, width=48, hidden=56, heads=3, batch=8, updates=1500),
         Member(seed=6, width=48, hidden=64, heads=3, batch=8, updates=1500),
     ],
+    "arithmetic": [
+        Member(seed=31, width=32, hidden=96, batch=256, updates=1800),
+        Member(seed=32, width=32, hidden=112, batch=256, updates=1000),
+        Member(seed=33, width=28, hidden=96, batch=256, updates=1600),
+        Member(seed=34, width=32, hidden=80, batch=256, updates=1500),
+        Member(seed=35, width=32, hidden=104, batch=256, updates=1400),
+    ],
+    "pairs": [
+        Member(seed=41, width=48, hidden=128, heads=6, batch=192, updates=2200),
+        Member(seed=42, width=48, hidden=112, heads=6, batch=192, updates=2200),
+        Member(seed=43, width=48, hidden=144, heads=6, batch=192, updates=2000),
+        Member(seed=44, width=48, hidden=128, heads=6, batch=192, updates=2000),
+        Member(seed=45, width=48, hidden=128, heads=6, batch=192, updates=2200),
+    ],
     "hanoi-large": [
         Member(seed=11, width=64, hidden=176, updates=6000, tall=3.0, hard=HARD),
         Member(seed=12, width=64, hidden=192, updates=4500, tall=3.0, hard=HARD),
@@ -149,14 +205,19 @@ ENSEMBLES: dict[str, list[Member]] = {
 }
 
 
-def train(kind: Kind, member: Member, label: str) -> tuple[LlamaForCausalLM, float]:
-    """A member trained by its first stage, and the seconds it took."""
+def train(kind: Kind, member: Member, label: str, earlier: Sequence[Path] = ()) -> tuple[LlamaForCausalLM, float]:
+    """A member trained by its first stage, and the seconds it took; `earlier` are the files of the members before it."""
     torch.manual_seed(member.seed)
     rng = np.random.default_rng(member.seed)
     sizes = {"hidden_size": member.width, "intermediate_size": member.hidden, "num_hidden_layers": member.layers}
     net = blank(kind.length, {"vocab_size": kind.vocabulary, "num_attention_heads": member.heads, **sizes})
     kind.start(net)
-    loss = lambda done: kind.loss(net, member, rng, done)  # noqa: E731
+    if kind.examples is None:
+        assert kind.loss is not None
+        loss = partial(kind.loss, net, member, rng)
+    else:
+        missed = missed_before(kind, earlier)
+        loss = lambda done: examples_loss(net, kind.examples, member, rng, missed)  # noqa: E731
     return net, descend(net, loss, member.updates, member.rate, member.embedding_rate, member.decay, label)
 
 
@@ -289,7 +350,7 @@ def main() -> None:
         done = max((stage for stage, path in enumerate(stages) if path.exists()), default=-1)
         for stage, path in enumerate(stages[done + 1 :], done + 1):
             if stage == 0:
-                keep(path, *train(kind, member, label))
+                keep(path, *train(kind, member, label, [BUILD / f"{name}-{before}.safetensors" for before in range(number)]))
             else:
                 spent = json.loads(stages[stage - 1].with_suffix(".json").read_text())["minutes"]
                 keep(path, *train_on(kind, member, stage - 1, stages[stage - 1], f"{label}, stage {stage}"), spent)

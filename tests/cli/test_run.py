@@ -19,7 +19,7 @@ from keystep.run.builtin import builtin
 
 KEYS = [
     *("run_id", "procedure", "steps", "correct", "first_error_step", "samples", "flagged", "votes_per_step", "tokens_in", "tokens_out"),
-    *("seconds", "k", "seed", "baseline"),
+    *("seconds", "k", "seed", "baseline", "result"),
 ]
 HANOI = ("run", "hanoi", "--set", "disks=4")
 COMMAND = [sys.executable, "-c", "from keystep.cli import main; main()"]

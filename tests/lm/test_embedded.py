@@ -326,7 +326,10 @@ def test_an_ensemble_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, tmp_
         Embedded("embeded")
 
 
-SHIPPED = [name for parts in MODELS.values() for name in parts if (WEIGHTS / f"{name}.safetensors").exists()]
+PROCEDURES = {"arithmetic": "multiply", "pairs": "sort"}  # where the skill is not called as its procedure
+SHIPPED = [
+    name for name in dict.fromkeys(name for parts in MODELS.values() for name in parts) if (WEIGHTS / f"{name}.safetensors").exists()
+]
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -339,7 +342,8 @@ def test_the_card_is_of_the_shipped_weights(name: str) -> None:
 @pytest.mark.parametrize("name", SHIPPED)
 def test_the_shipped_members_know_their_prompts(name: str) -> None:
     """What training wrote is what the decoder reads: on the first steps of its own task every member is mostly right."""
-    work = builtin(name.removesuffix("-large"), {})
+    skill = name.removesuffix("-large")
+    work = builtin(PROCEDURES.get(skill, skill), {})
     model = Embedded(ensembles=[load(name)])
     right = [0] * model.members
     for state, answer in islice(work.truth(), 20):

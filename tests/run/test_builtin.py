@@ -1,11 +1,11 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from worker import written
+from worker import Worker, written
 
 from keystep.errors import BadInput
-from keystep.run import Flag
-from keystep.run.builtin import BUILTIN, Hanoi, Ledger, builtin
+from keystep.run import AheadBy, Flag, Run
+from keystep.run.builtin import BUILTIN, Add, Hanoi, Ledger, Multiply, Sort, builtin
 from keystep.worlds import hanoi, ledger
 
 
@@ -18,7 +18,13 @@ def truths(procedure):
         state = procedure.update(state, answer)
 
 
-@pytest.mark.parametrize("procedure", [Hanoi(3), Hanoi(7), Ledger(50, words=12), Ledger(1, words=2, instance=4)])
+@pytest.mark.parametrize(
+    "procedure",
+    [
+        Hanoi(3), Hanoi(7), Ledger(50, words=12), Ledger(1, words=2, instance=4), Add(99999, 1), Add(7, 8), Multiply(987, 6540),
+        Multiply(3, 9), Sort([5, -3, 5, 0, -9999]), Sort([2, 1]), Sort(size=40),
+    ],
+)  # fmt: skip
 def test_true_answers_are_right_and_any_change_is_found(procedure):
     right = list(truths(procedure))
     assert len(right) == procedure.total()
@@ -142,11 +148,107 @@ def test_hanoi_ends_with_the_tower_on_another_peg():
     assert not procedure.done({"previous": None, "pegs": [[1], [4, 3, 2], []]})
 
 
+def ended(procedure):
+    """The state after the right answers."""
+    state = procedure.start()
+    for answer in truths(procedure):
+        state = procedure.update(state, answer)
+    return state
+
+
+whole = st.integers(0, 10**12) | st.integers(0, 120)
+
+
+@given(whole, whole)
+def test_columns_with_right_answers_give_sum_and_product(a, b):
+    added, multiplied = Add(a, b), Multiply(a, b)
+    assert ended(added) == {"sum": a + b} and ended(multiplied) == {"product": a * b}
+    assert added.total() == max(len(str(a)), len(str(b))) and multiplied.total() == len(str(a)) * len(str(b))
+    for procedure in (added, multiplied):
+        assert [answer for _, answer in procedure.truth()] == list(truths(procedure))
+    for state, (_, carry) in multiplied.truth():
+        assert carry <= int(str(b)[::-1][state["row"]])  # what training takes for granted
+
+
+@given(st.lists(st.integers(-9999, 9999), min_size=1, max_size=60))
+def test_merging_with_right_answers_sorts(values):
+    procedure = Sort(values)
+    assert ended(procedure) == {"sorted": sorted(values)}
+    assert [answer for _, answer in procedure.truth()] == list(truths(procedure))
+    size = len(values)
+    assert procedure.total() <= size * (size - 1).bit_length() and (size == 1) == (procedure.total() == 0)
+
+
+@given(st.lists(st.integers(-9, 9), min_size=2, max_size=12), st.data())
+def test_a_wrong_answer_is_found_whatever_follows(values, data):
+    """One pair the wrong way round; from there on all answers are right for the state they are asked in."""
+    procedure = Sort(values)
+    at, state, answers = data.draw(st.integers(0, procedure.total() - 1)), procedure.start(), []
+    wrong = None
+    while not procedure.done(state) and len(answers) < procedure.total():
+        answer = procedure.parse(written(procedure.prompt(state), int(len(answers) == at)), state)
+        if len(answers) == at and answer[0] != answer[1]:
+            wrong = at
+        answers.append(answer)
+        state = procedure.update(state, answer)
+    assert procedure.check(answers) == wrong
+
+
+def test_an_item_is_asked_and_judged_as_it_is_written():
+    product = Multiply(question="Multiply the following numbers:\n46048 × 42098", answer="1938528704", id="mul-5x5-0")
+    assert product.numbers == (46048, 42098) and product.check(list(truths(product))) is None
+    assert Multiply(question="12 * 34").numbers == Multiply(question="12x34").numbers == (12, 34)
+    wrong = Multiply(question="3 × 4", answer="13")
+    assert wrong.check(list(truths(wrong))) == wrong.total() == 1
+    assert Add(question="What is 30+4?", answer="34").numbers == (30, 4)
+    ordered = Sort(question="Sort it, and output the JSON list after '####':\n[3, -1, 2]", answer="[-1,2,3]", id="sort-3-0")
+    assert ordered.numbers == [3, -1, 2] and ordered.check(list(truths(ordered))) is None
+    wrong = Sort(question="[3, 1]", answer="[3, 1]")
+    assert wrong.check(list(truths(wrong))) == wrong.total()
+
+
+def test_sums_products_and_lists_are_voted_right_by_an_erring_worker():
+    for name, own, result in [
+        ("add", {"a": 999, "b": 12345}, {"sum": 13344}),
+        ("multiply", {"a": 12345, "b": 67890}, {"product": 838102050}),
+        ("sort", {"values": [30, -1, 7, 7, 0]}, {"sorted": [-1, 0, 7, 7, 30]}),
+    ]:
+        outcome = Run(Worker([0.85, 0.1]), vote=AheadBy(5), seed=1).execute_sync(builtin(name, own))
+        assert outcome.correct and outcome.result == result
+
+
+@pytest.mark.parametrize(
+    "text", ["", "digit = 3", "carry = 3", "digit = 3\ncarry = 12", "digit = 3\ndigit = 3\ncarry = 1", "digit = x\ncarry = 1"]
+)
+def test_malformed_columns_are_flagged(text):
+    procedure = Multiply(12, 34)
+    with pytest.raises(Flag):
+        procedure.parse(text, procedure.start())
+    assert procedure.parse(" Digit=3 \n\ncarry = 0", procedure.start()) == [3, 0]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "smaller = second\nsorted = 3, 4", "smaller = second\nsorted = [3]", "smaller = second\nsorted = [3, 4, 5]", "sorted = [3, 4]",
+        "smaller = second\nsorted = [3, 5]", "smaller = second\nsorted = [3, 4]\nsorted = [3, 4]", "smaller = first\nsorted = [3, 4]",
+        "smaller = third\nsorted = [3, 4]", "smaller = second\nsmaller = first\nsorted = [3, 4]",
+    ],
+)  # fmt: skip
+def test_malformed_pairs_are_flagged(text):
+    procedure = Sort([4, 3])
+    with pytest.raises(Flag):
+        procedure.parse(text, procedure.start())
+    assert procedure.parse("Smaller = first\nsorted = [4, 3]", procedure.start()) == [4, 3]  # wrong, and no reason to throw it away
+
+
 def test_built_in_by_name():
+    assert builtin("multiply", {"a": 5}) == Multiply(5) and builtin("add", {}).total() == 5
+    assert builtin("sort", {"values": [2, 1]}) == Sort([2, 1])
     assert builtin("hanoi", {"disks": 5}) == Hanoi(5)
     assert builtin("ledger", {"steps": 5, "words": 7, "instance": 1}) == Ledger(5, 7, 1)
     assert builtin("hanoi", {}).total() == 4095
-    assert set(BUILTIN) == {"hanoi", "ledger"}
+    assert set(BUILTIN) == {"hanoi", "ledger", "add", "multiply", "sort"}
 
 
 @pytest.mark.parametrize(
@@ -163,6 +265,24 @@ def test_built_in_by_name():
         ("ledger", {"steps": 1_000_001}, "steps"),
         ("ledger", {"words": 1}, "words"),
         ("ledger", {"words": 101}, "words"),
+        ("multiply", {"a": "12"}, "a"),
+        ("multiply", {"a": -1}, "a"),
+        ("multiply", {"b": 10**1000}, "b"),
+        ("multiply", {"question": "3 × 4", "a": 3}, "question and a"),
+        ("multiply", {"question": "3 and 4"}, "question"),
+        ("multiply", {"question": "1 × 2, 3 × 4"}, "question"),
+        ("multiply", {"question": f"{'1' * 5000} × 2"}, "question"),
+        ("multiply", {"question": 3}, "question"),
+        ("multiply", {"answer": "twelve"}, "answer"),
+        ("add", {"id": 3}, "id"),
+        ("sort", {"values": []}, "values"),
+        ("sort", {"values": [1.5, 2]}, "values"),
+        ("sort", {"values": "[1, 2]"}, "values"),
+        ("sort", {"values": [1, 2], "question": "[1, 2]"}, "question and values"),
+        ("sort", {"question": "[1, x]"}, "question"),
+        ("sort", {"question": "[]"}, "question"),
+        ("sort", {"question": "[2, 1]", "answer": "1, 2"}, "answer"),
+        ("sort", {"size": 10_001}, "size"),
     ],
 )
 def test_settings_that_cannot_be(name, settings, field):
@@ -173,4 +293,13 @@ def test_settings_that_cannot_be(name, settings, field):
 
 def test_different_work_has_different_identities():
     kinds = [Hanoi(3), Hanoi(4), Ledger(5, 6), Ledger(6, 6), Ledger(5, 7), Ledger(5, 6, 1)]
+    kinds += [
+        Add(3, 4),
+        Multiply(3, 4),
+        Multiply(4, 3),
+        Multiply(3, 4, answer="12"),
+        Sort([3, 4]),
+        Sort([4, 3]),
+        Sort([4, 3], answer="[3, 4]"),
+    ]
     assert len({str(kind.identity()) for kind in kinds}) == len(kinds)

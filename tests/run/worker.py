@@ -95,12 +95,25 @@ def written(prompt: Any, candidate: int) -> str:
         else:
             pegs = hanoi.moved(pegs, move)
         return f"move = {move}\nnext_state = {pegs}"
+    if prompt.startswith(("Long ", "Two whole numbers")):
+        return _computed(prompt, candidate)
     shown = re.search(r"^Running sum: (.*)\nNext word: (.*)$", prompt, re.MULTILINE)
     assert shown
     entry = re.search(rf"^{shown[2]} = (.*)$", prompt, re.MULTILINE)
     assert entry
     value = int(entry[1]) + candidate
     return f"value = {value}\nsum = {int(shown[1]) + value}"
+
+
+def _computed(prompt: str, candidate: int) -> str:
+    """The answer to a prompt of `add`, `multiply` or `sort`; a sorted pair has one wrong answer, and none where both are the same."""
+    numbers = [int(number) for number in re.findall(r"-?\d+", prompt.partition("\n\n")[0])]
+    if prompt.startswith("Two"):
+        first, second = numbers
+        kept = (first <= second) == (candidate == 0)
+        return f"smaller = {'first' if kept else 'second'}\nsorted = {numbers if kept else numbers[::-1]}"
+    result = numbers[0] * numbers[1] + sum(numbers[2:]) if prompt.startswith("Long multiplication") else sum(numbers)
+    return f"digit = {(result + candidate) % 10}\ncarry = {result // 10}"
 
 
 class Scripted(LM):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,8 +16,11 @@ from rich.text import Text
 
 from keystep.cli.forecast import beside
 from keystep.cli.job import Job
+from keystep.lm.redact import redact
 from keystep.run import Outcome, Run
 from keystep.run.compare import Way
+
+SHOWN = 1000  # characters of a result on the screen
 
 
 @contextmanager
@@ -71,7 +75,8 @@ def result_json(outcome: Outcome, ways: list[Way] | None, job: Job) -> dict[str,
     best = None if not ways else {"way": ways[0].way, "correct": ways[0].correct, "first_error_step": ways[0].first_error_step}
     shown = outcome.model_dump(mode="json", exclude={"result", "cost"})
     expected = {} if job.forecast is None else {"forecast": job.forecast}
-    return {**shown, "k": job.ahead_by, "seed": job.seed, "baseline": best, **expected}
+    result = {} if job.inputs else {"result": redact(outcome.result)}
+    return {**shown, "k": job.ahead_by, "seed": job.seed, "baseline": best, **expected, **result}
 
 
 def report(outcome: Outcome, ways: list[Way] | None, journal: str, forecast: dict[str, Any] | None = None) -> None:
@@ -91,6 +96,9 @@ def report(outcome: Outcome, ways: list[Way] | None, journal: str, forecast: dic
         f"run {outcome.run_id} in {journal}",
     ]
     console.print(Panel(Group(head, *map(Text, lines)), expand=False))
+    if outcome.result is not None:
+        shown = json.dumps(redact(outcome.result), ensure_ascii=False)
+        console.print(Text(f"result: {shown if len(shown) <= SHOWN else shown[:SHOWN] + '…'}"), soft_wrap=True)
     if forecast is not None:
         console.print(beside(forecast, outcome.model_dump()))
     if ways:

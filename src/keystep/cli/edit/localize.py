@@ -93,9 +93,9 @@ def locate(
         tested = chosen_on or examples.some(examples.split(settings.validation, settings.seed)[1])
     report = compare({"base": model, "tuned": other, "graft": grafted}, tested, device=model.device)
     result = {"out": str(out), "name": patch.name, "parameters": patch.size, "of": patch.of, "density": patch.density,
-              "best_step": found.best, "outside": found.outside, "evenness": found.evenness,
-              "judged_on": which, "examples": len(tested), "report": report,
-              "course": found.course, "histogram": [row._asdict() for row in patch.histogram()], "settings": patch.about["settings"],
+              "best_step": found.best, "outside": found.outside, "evenness": found.evenness, "judged_on": which, "examples": len(tested),
+              "report": report, "course": found.course,
+              "histogram": [row._asdict() for row in patch.histogram()], "settings": patch.about["settings"],
               "picture": None if picture is None else str(picture)}  # fmt: skip
     _with_report(patch, {which: report, "examples": len(tested)}).save(out)
     if picture is not None:

@@ -30,7 +30,7 @@ from safetensors import safe_open
 
 from keystep.errors import BadInput, ModelError, Refused
 from keystep.lm.base import LM, Request, Sample, as_messages, draw_key
-from keystep.lm.embedded import hanoi, ledger
+from keystep.lm.embedded import arithmetic, hanoi, ledger, pairs
 from keystep.lm.embedded.decoder import Answer, Decoder, Floats, Ints, Row
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from concurrent.futures import ProcessPoolExecutor
 
 MANY = 16  # requests made together, from which on processes of their own are worth their start
-MODELS = {"embedded": ("hanoi", "ledger"), "embedded-large": ("hanoi-large", "ledger-large")}
+_ONE_SIZE = ("arithmetic", "pairs")  # skills that have no larger ensemble
+MODELS = {"embedded": ("hanoi", "ledger", *_ONE_SIZE), "embedded-large": ("hanoi-large", "ledger-large", *_ONE_SIZE)}
 
 
 class Tokenizer(Protocol):
@@ -62,7 +63,12 @@ class Skill:
     context: int
 
 
-SKILLS = {"hanoi": Skill(cast(Tokenizer, hanoi), 64), "ledger": Skill(cast(Tokenizer, ledger), 256)}
+SKILLS = {
+    "hanoi": Skill(cast(Tokenizer, hanoi), 64),
+    "ledger": Skill(cast(Tokenizer, ledger), 256),
+    "arithmetic": Skill(cast(Tokenizer, arithmetic), 16),
+    "pairs": Skill(cast(Tokenizer, pairs), 16),
+}
 
 
 @dataclass(frozen=True)

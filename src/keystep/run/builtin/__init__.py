@@ -6,11 +6,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from keystep.errors import BadInput
+from keystep.run.builtin.arithmetic import Add, Multiply
 from keystep.run.builtin.hanoi import Hanoi
 from keystep.run.builtin.ledger import Ledger
+from keystep.run.builtin.sort import Sort
 from keystep.run.procedure import Procedure
 
-BUILTIN: dict[str, type[Hanoi] | type[Ledger]] = {"hanoi": Hanoi, "ledger": Ledger}
+BUILTIN: dict[str, type[Hanoi] | type[Ledger] | type[Add] | type[Multiply] | type[Sort]] = {
+    "hanoi": Hanoi,
+    "ledger": Ledger,
+    "add": Add,
+    "multiply": Multiply,
+    "sort": Sort,
+}  # fmt: skip
 
 
 def builtin(name: str, settings: Mapping[str, Any]) -> Procedure:
@@ -23,10 +31,23 @@ def builtin(name: str, settings: Mapping[str, Any]) -> Procedure:
         mend = f"built in are {', '.join(BUILTIN)}; or give a YAML file"
         raise BadInput("is not a built-in procedure", field="procedure", value=name, mend=mend)
     kind = BUILTIN[name]
-    known = list(kind.__dataclass_fields__)
+    known = kind.__dataclass_fields__
     for setting, value in settings.items():
         if setting not in known:
             raise BadInput(f"is not a setting of {name}", field="set", value=setting, mend=f"its settings are {', '.join(known)}")
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise BadInput("is a whole number", field=setting, value=value)
+        if problem := _unlike(value, str(known[setting].type).removesuffix(" | None")):
+            raise BadInput(problem, field=setting, value=value)
     return kind(**settings)
+
+
+def _unlike(value: Any, wanted: str) -> str | None:
+    """What is wrong with a setting whose field has this type."""
+    if wanted == "str":
+        return None if isinstance(value, str) else "is a text"
+    if wanted == "list[int]":
+        return None if isinstance(value, list) and all(map(_whole, value)) else "is a list of whole numbers"
+    return None if _whole(value) else "is a whole number"
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
