@@ -164,7 +164,7 @@ def test_the_embedded_models_answer_over_http_as_in_process():
     [
         (429, {"retry-after": "0"}, error_answer("slow down")),
         (429, {"retry-after-ms": "1"}, error_answer("slow down")),
-        (429, {"retry-after": formatdate(usegmt=True)}, error_answer("slow down")),
+        (429, {"retry-after": formatdate(0, usegmt=True)}, error_answer("slow down")),
         (429, {"retry-after": "soon"}, error_answer("slow down")),
         (408, {}, {}),
         (409, {}, {}),

@@ -31,6 +31,25 @@ def test_mean_votes(p, k, exact, approximate):
     assert theory.approximate_mean_votes(p, k) == pytest.approx(approximate)
 
 
+@given(st.floats(0.01, 1), st.integers(2, 8))
+def test_where_no_two_wrong_answers_are_alike_k_or_one_more_right_votes_are_needed(p, k):
+    assert k / p * (1 - 1e-12) <= theory.mean_votes_if_all_differ(p, k) <= (k + 1) / p
+
+
+@pytest.mark.parametrize(("p", "k"), [(0.4, 1), (0.8, 2), (0.6, 3), (0.4, 3)])
+def test_mean_votes_if_all_differ(p, k):
+    live, mean = {(0, 0): 1.0}, 0.0  # probability of (right votes, wrong ones, each for an answer of its own)
+    for _ in range(400):
+        mean += sum(live.values())
+        after = {}
+        for (right, wrong), mass in live.items():
+            for vote, share in (((right + 1, wrong), p), ((right, wrong + 1), 1 - p)):
+                if vote[0] - min(vote[1], 1) < k and min(vote[1], 1) - vote[0] < k:
+                    after[vote] = after.get(vote, 0.0) + mass * share
+        live = after
+    assert theory.mean_votes_if_all_differ(p, k) == pytest.approx(mean)
+
+
 def test_mean_votes_at_the_edges():
     assert theory.mean_votes(0.7, 3) == pytest.approx(6.405405, abs=5e-7)
     assert theory.mean_votes(0.5, 4) == 16
@@ -166,6 +185,7 @@ def test_undecided_after_against_all_ways_to_vote(k, rounds):
         (lambda: theory.least_margin(0.5, 10, 0.9), "p"),
         (lambda: theory.real_margin(0.3, 10, 0.9), "p"),
         (lambda: theory.approximate_mean_votes(0.5, 3), "p"),
+        (lambda: theory.mean_votes_if_all_differ(0, 3), "p"),
         (lambda: theory.expected_cost(0.4, 10, 0.9), "p"),
         (lambda: theory.expected_cost(0.9, 10, 0.9, valid=0), "valid"),
         (lambda: theory.least_margin(0.9, 10, 1.0), "target"),

@@ -26,7 +26,7 @@ from keystep.run.vote import First
 from keystep.solve.answers import kind
 from keystep.solve.auto_cot import AutoCot, Demo, Heuristics, Selection, cleaned, read_demos, unresolving_rate
 from keystep.solve.auto_cot.clusters import at_random, clustered, encoded, in_cluster, nearest, tfidf
-from keystep.solve.questions import gsm8k_solutions
+from keystep.solve.questions import gsm8k_solutions, zero_shot_log
 from keystep.solve.solver import solver, task_of
 from keystep.task import Task
 
@@ -112,6 +112,10 @@ def test_the_form_of_a_demonstration():
     assert demo.asked == "x"
     made = AutoCot().demo("x", "2 + 2\n\n= 4.  So the answer is 4.", "4")
     assert made.rationale == "Let's think step by step. 2 + 2 = 4." and made.question == demo.question
+    for end in ("The answer is 3.5.", "Therefore, the answer is (C)", "So the answer is $4.00!", ""):
+        assert AutoCot().demo("x", f"2 + 2 = 4. {end}\n", "4").rationale == "Let's think step by step. 2 + 2 = 4."
+    kept = "The answer is near. " + "It is far. " * 20
+    assert AutoCot().demo("x", kept, "4").rationale == f"Let's think step by step. {kept.strip()}"
 
 
 @pytest.mark.parametrize(
@@ -398,13 +402,52 @@ def test_bad_commands(lm, more, said):
 
 
 def test_questions_on_the_command_line(tmp_path):
-    assert command("questions").stdout.split() == ["gsm8k", "gsm8k-solutions", "svamp", "aqua", "last-letters", "coin-flip"]
+    assert command("questions").stdout.split() == [
+        "gsm8k",
+        "gsm8k-solutions",
+        "svamp",
+        "aqua",
+        "zero-shot-log",
+        "last-letters",
+        "coin-flip",
+    ]
     lines = command("questions", "coin-flip", "--count", "3").stdout.splitlines()
     assert len(lines) == 3 and json.loads(lines[0]).keys() == {"id", "question", "answer"}
     out = tmp_path / "l.jsonl"
     assert "2 questions in" in command("questions", "last-letters", "--count", "2", "--out", str(out)).stderr
     assert len(out.read_text().splitlines()) == 2
     assert command("questions", "nosuch").exit_code == 2
+
+
+LOG = """***
+1st data
+Q: Two hats and
+two more?
+A: Let's think step by step. 2 + 2 = 4.
+
+So many: four.
+Therefore, the answer (arabic numerals) is 4.
+pred_mode : 4
+GT : 4
+***
+Q: What is lost?
+pred_mode : 9
+***
+Q: At 5:30?
+A: So it is 5:30.
+Therefore, the answer is 5:30.
+pred_mode : 5:30
+"""
+
+
+def test_logs_of_zero_shot_runs(tmp_path):
+    """No rationale of an earlier block is taken for one that is missing, and answers keep their colons."""
+    first, second = zero_shot_log(LOG)
+    assert first["question"] == "Two hats and\ntwo more?" and first["rationale"] == "2 + 2 = 4.\n\nSo many: four."
+    assert (first["prediction"], first["answer"]) == ("4", "4") and second["prediction"] == "5:30" and "answer" not in second
+    lm = Scripted([""])
+    found = selected([first], lm, heuristics=Heuristics(answer_at_end=False))
+    assert lm.drawn == 0 and found.demo[0].rationale == "Let's think step by step. 2 + 2 = 4. So many: four."
 
 
 @pytest.mark.skipif(not DATA, reason="KEYSTEP_AUTO_COT_DATA names no folder")

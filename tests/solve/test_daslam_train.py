@@ -203,6 +203,31 @@ def test_what_the_solver_says_may_be_anything(base, prompts, tmp_path):
     assert found.steps == 3
 
 
+def test_a_solver_behind_a_server(base, prompts, tmp_path):
+    """Only text comes back, and it is the same training as with the model at hand."""
+    from faulty_server import serving
+
+    from keystep.lm.endpoint import Endpoint
+    from keystep.lm.server import app as server
+
+    lm = Scripted(says)
+    with serving(server({"m": lm})) as url:
+
+        async def over_http():
+            solver = Endpoint("m", f"{url}/v1", "none")
+            settings = Settings.of({**SMALL, "prompts": prompts, "sft_epochs": 1})
+            try:
+                return await train(str(base), problems(), solver, tmp_path / "http", settings)
+            finally:
+                await solver.close()
+
+        found = asyncio.run(over_http())
+    here = trained(base, prompts, tmp_path / "here", sft_epochs=1)
+    assert lm.drawn and found.model_copy(update={"decomposer": ""}) == here.model_copy(update={"decomposer": ""})
+    one, other = weights(tmp_path / "http/decomposer"), weights(tmp_path / "here/decomposer")
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
 def test_early_end_by_damage(base, prompts, tmp_path):
     """Right first answers that decomposition makes wrong."""
     lm = Scripted(lambda request, index: "[[Answer: one]]" if "[[" in request.prompt else "[[Answer: two]]")

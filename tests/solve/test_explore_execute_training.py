@@ -24,7 +24,7 @@ from keystep.solve.explore_execute import data  # noqa: E402
 from keystep.solve.explore_execute import train as training  # noqa: E402
 from keystep.solve.explore_execute.data import Row, Tags, split  # noqa: E402
 from keystep.solve.explore_execute.train import Settings, token_weights, train  # noqa: E402
-from keystep.worlds.ranked_arithmetic import problem, read_plan  # noqa: E402
+from keystep.worlds.ranked_arithmetic import problem, read_plan, ruled_problem  # noqa: E402
 
 PROBLEMS = [problem(Random(number), 3) for number in range(4)]
 TAG = Tags(plan=90, plan_end=91, execution=92, execution_end=93, end=0)
@@ -80,10 +80,12 @@ def same(first, second):
 def test_an_order_and_its_execution():
     p = problem(Random(0), 5)
     assert read_plan(p.plan()) == p.order() and len(p.execution().splitlines()) == 5
-    p = type(p)((4, 18, 2, 8, 3), "---*", "-*+", False)
-    assert p.question == "-*+>4-18-2-8*3" and p.plan() == "1.c\n2.b\n3.a\n4.d"
-    assert p.execution().splitlines()[0] == "1.c2-8=13;4-18-13*3" and p.answer() == "16"
-    assert p.answer([3, 0, 1, 2]) == str((((4 - 18) - 2) - 24) % 19)
+    p = type(p)((4, 1, 2, 6, 3), "---*", "-*+", False)
+    assert p.question == "-*+>4-a1-b2-c6*d3" and p.plan() == "1.c\n2.b\n3.a\n4.d"
+    assert p.execution().splitlines()[0] == "1.c2-6=3;4-a1-b3*d3" and p.answer() == "4"
+    assert p.answer([3, 0, 1, 2]) == str((((4 - 1) - 2) - 18) % 7)
+    ruled = ruled_problem(Random(1), 4)
+    assert ruled.question[0] in "PQR" and ruled.question[1:] == ruled.expression
 
 
 # Known answers of the sheet.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from pathlib import Path
 
 import pytest
+from faulty_server import serving
 from hypothesis import given
 from hypothesis import strategies as st
 from solver_case import text_of
@@ -14,6 +16,8 @@ from worker import Scripted
 
 from keystep.errors import BadInput, Undecided
 from keystep.lm.base import Message
+from keystep.lm.endpoint import Endpoint
+from keystep.lm.server import app as server
 from keystep.run import AheadBy, Run, Sampling
 from keystep.run.vote import First
 from keystep.solve.answers import KINDS, candidates, canonical, kind, majority, read, same
@@ -162,6 +166,26 @@ def test_two_calls_completion_style():
     assert first == "Q: How many?\nA: Let's think step by step." and lm.requests[0].max_tokens == 256
     assert second == f"{first} {found.details['reasoning']} Therefore, the answer is"
     assert found.answer == "5" and found.details["extraction_output"].endswith("not 5")  # it repeats itself: the last number counts
+
+
+@pytest.mark.parametrize(("style", "api"), [("chat", "chat"), ("completion", "completions")])
+@pytest.mark.parametrize("samples", [1, 4])
+def test_both_styles_over_http(style, api, samples):
+    lm = Scripted(lambda request, index: says(text_of(request.prompt)))
+
+    async def ask(url):
+        endpoint = Endpoint("m", f"{url}/v1", "none", api=api, timeout=20)
+        try:
+            run = Run(endpoint, vote=First(cap=4), sampling=Sampling(temperature=0.0))
+            return await run.solve(solver("plan-and-solve", {"style": style, "samples": samples}), QUESTION)
+        finally:
+            await endpoint.close()
+
+    with serving(server({"m": lm})) as url:
+        found = asyncio.run(ask(url))
+    assert found.answer == "9" and lm.drawn == 2 * samples
+    assert isinstance(lm.requests[-1].prompt, str) == (style == "completion")  # a lone user message is read as a text
+    assert {request.stop for request in lm.requests} == {(), ("\n\n",)} and {request.max_tokens for request in lm.requests} == {512, 32}
 
 
 def test_no_second_call_where_the_answer_is_said():

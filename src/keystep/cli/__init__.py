@@ -16,6 +16,7 @@ from keystep.cli.bench import bench
 from keystep.cli.catalogue import methods, models
 from keystep.cli.decompose import decompose
 from keystep.cli.demos import demos, questions
+from keystep.cli.edit import edit
 from keystep.cli.export import export, prune
 from keystep.cli.forecast import forecast
 from keystep.cli.helpers import init, reproduce
@@ -47,6 +48,7 @@ COMMANDS = (
 )  # fmt: skip
 for command in COMMANDS:
     app.command()(command)
+app.add_typer(edit)
 app.add_typer(train)
 
 

@@ -49,6 +49,10 @@ METHODS = (
         "daslam", "solve", "Juneja et al. 2023, Small Language Models Fine-tuned to Coordinate Larger Language Models, arXiv 2310.18338",
         "keystep solve daslam, keystep train daslam",
     ),
+    Method(
+        "skill-localization", "edit",
+        "Panigrahi et al. 2023, Task-Specific Skill Localization in Fine-tuned Language Models, arXiv 2302.06600", "keystep edit locate",
+    ),
 )  # fmt: skip
 
 OTHER_MODELS = {

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from keystep.cli.bar import loss_bar
 from keystep.cli.defaults import number, whole
 from keystep.errors import BadInput
 
@@ -34,9 +35,6 @@ def skill_world(
 
     The folder is an ordinary checkpoint with data/SKILL.SPLIT.jsonl beside it. Stopped, the same command goes on.
     """
-    from rich.console import Console
-    from rich.progress import Progress
-
     from keystep.reproduce._skill_world import Base, Tune, make_base, make_tuned
 
     if not 0 <= noise <= 1:
@@ -45,13 +43,7 @@ def skill_world(
         if value < 1:
             raise BadInput("is at least 1", field=name, value=value)
     total = steps or (1200 if tune is None else 300)
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=quiet or not console.is_terminal) as progress:
-        bar = progress.add_task("training", total=total)
-
-        def tick(loss: float) -> None:
-            progress.update(bar, advance=1, description=f"loss {loss:.3f}")
-
+    with loss_bar(total, quiet) as tick:
         try:
             if tune is None:
                 shape = {"architecture": architecture, "width": width, "layers": layers, "heads": heads, "entities": entities}

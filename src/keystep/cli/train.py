@@ -15,7 +15,8 @@ from keystep.cli.defaults import number_option, whole_option
 from keystep.errors import KeystepError
 
 if TYPE_CHECKING:
-    from keystep.solve.daslam.train import Report, Tell
+    from keystep.nn.tuning import Tell
+    from keystep.solve.daslam.train import Report
 
 train = typer.Typer(name="train", no_args_is_help=True, help="Train a model by one of the published methods.")
 

@@ -236,7 +236,16 @@ def check_same_kind(base: Path, other: Path, *, tokenizers: bool = True) -> None
             _differ(base, other, f"the shape of tensor {name}", list(mine.shape), list(its.shape))
         elif mine.dtype != its.dtype:
             _differ(base, other, f"the dtype of tensor {name}", mine.dtype, its.dtype)
-    for key in ("num_attention_heads", "num_key_value_heads", "hidden_act", "activation_function", "tie_word_embeddings"):
+    for key in (
+        "num_attention_heads",
+        "num_key_value_heads",
+        "hidden_act",
+        "activation_function",
+        "tie_word_embeddings",
+        "head_dim",
+        "rope_parameters",
+        "sliding_window",
+    ):
         values = [getattr(config.get_text_config(), key, None) for config in (first, second)]
         if values[0] != values[1]:
             _differ(base, other, f"{key} of config.json", *values)

@@ -7,6 +7,7 @@ decoders). Prompt and answer are tokenized apart, so an answer's tokens never de
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -146,6 +147,12 @@ class Examples:
             attended[number, :end] = 1
             counted[number, row.start - 1 : end - 1] = True
         return Batch(tokens.to(device), attended.to(device), counted.to(device))
+
+    def some(self, which: Sequence[int]) -> Examples:
+        """Only the examples of these numbers."""
+        found = copy.copy(self)
+        found.examples, found.rows = [self.examples[number] for number in which], [self.rows[number] for number in which]
+        return found
 
     def split(self, share: float, seed: int) -> tuple[list[int], list[int]]:
         """Numbers of all examples but a share of them, and of that share (at least one), drawn by the seed.

@@ -1,9 +1,9 @@
 """The small world of DaSLaM's reproduction: problems of dependent quantities, the frozen solver that is good at short ones, its words.
 
-A problem is a tree of people: one is told ("Ann has 7."), every other one depends on one told before ("Ben beats Ann by 3."). Asked is
-somebody `depth` operations away; one or two others are of no use. Amounts are counted modulo 20, so that every amount is one word. The
-solver, a transformer trained from scratch, has only seen questions that are one or two operations away from what is told or was asked
-before. It writes the facts that it goes back along, the amounts on the way forth, and marks the answer.
+A problem is a row of people: the first is told ("Ann= 7."), every other one depends on the one before ("Ben: Ann +3."). Asked is somebody
+`depth` operations away; who comes after is of no use. Amounts are counted modulo 10, so that every amount is one word. The solver, a
+transformer trained from scratch, has only seen sums, words said twice, and questions that are one operation away from what is told or was
+asked before. It writes down the fact, the amount that it starts from and the sum, and marks the answer.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -21,21 +22,25 @@ from numpy.typing import NDArray
 from keystep.lm.base import Prompt
 from keystep.reproduce._nets import Batch, Batched, Net, trained
 
-MODULUS, CHANGES = 20, 5  # amounts are 0 … 19, changes 1 … 5
-NAMES = ("Ann", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gus", "Hana")
+MODULUS, CHANGES = 10, 4  # amounts are 0 … 9, changes 1 … 4
+NAMES = ("Ann", "Ben", "Cleo", "Dan", "Eva", "Finn")
+SIGNED = tuple(f"{change:+d}" for change in range(-CHANGES, CHANGES + 1) if change)
 WORDS = (
-    "<pad>", "</s>", "<unk>", ".", "?", "[[Answer:", "]]", "How", "many", "has", "beats", "trails", "by", "Tried:", "Ask:", *NAMES,
-    *map(str, range(MODULUS)),
+    "<pad>", "</s>", "<unk>", ".", "?", "[[Answer:", "]]", "How", "many", "has", "is", "Tried:", "Ask:",
+    *NAMES, *(f"{name}:" for name in NAMES), *(f"{name}=" for name in NAMES),
+    *map(str, range(MODULUS)), *SIGNED,
 )  # fmt: skip
-PATTERN = r"\[\[Answer:|\]\]|Tried:|Ask:|\w+|[.?]"
+PATTERN = r"\[\[Answer:|\]\]|\w+[:=]|[+-]?\w+|[.?]"
 NUMBER = {word: number for number, word in enumerate(WORDS)}
 PAD, END, UNKNOWN = 0, 1, 2
-LONGEST = 140  # tokens of a prompt
-SAID = 36  # tokens of an answer of the solver, at most
+LONGEST = 120  # tokens of a prompt
+SUMS = 10  # of a drill
+SAID = 22  # tokens of an answer of the solver, at most
 PROMPTS = {
-    "solver.txt": "{% if context %}{{ context }}. {% endif %}"
-    "{% for pair in earlier %}{{ pair.question.partition('has ')[2].rstrip('?').strip() }} has "
-    "{{ pair.answer.rpartition('[[Answer: ')[2].partition(']]')[0] }}. {% endfor %}{{ question }}",
+    # What is told, what is answered already, what is asked: as in the lessons.
+    "solver.txt": "{% set told = context or question.rpartition('. ')[0] %}{% if told %}{{ told }}. {% endif %}"
+    "{% for pair in earlier %}{{ pair.question.partition('has ')[2].rstrip('?').strip() }}= "
+    "{{ pair.answer.rpartition('[[Answer: ')[2].partition(']]')[0] }}. {% endfor %}{{ question.rpartition('. ')[2] }}",
     "decomposer.txt": "{{ question }} Tried: {{ reasoning }} Ask:",
     "examples.txt": "",
 }
@@ -57,14 +62,27 @@ class Story:
         return self.amounts[self.path[-1]]
 
     def steps(self, since: int = 0) -> list[str]:
-        """How the one asked for is worked out from the path's person number `since`: the facts back to there, the amounts from there."""
-        told = {fact[0]: sentence(fact) for fact in self.told}
-        return [*(told[who] for who in self.path[:since:-1]), *(f"{who} has {self.amounts[who]}." for who in self.path[since:])]
+        """How the one asked for is worked out from the path's person number `since`, an operation a line."""
+        told = {who: (change, whom) for who, change, whom in self.told}
+        lines = []
+        for who in self.path[since + 1 :]:
+            change, whom = told[who]
+            fact, start = sentence((who, change, whom)), self.amounts[whom]
+            lines.append(f"{fact} {known(whom, start)} {total(start, change)}")
+        return lines
 
 
 def sentence(fact: tuple[str, int, str]) -> str:
     who, change, whom = fact
-    return f"{who} has {change}." if not whom else f"{who} {'beats' if change > 0 else 'trails'} {whom} by {abs(change)}."
+    return f"{who}: {whom} {change:+d}." if whom else known(who, change)
+
+
+def known(who: str, amount: int) -> str:
+    return f"{who}= {amount}."
+
+
+def total(start: int, change: int) -> str:
+    return f"{start} {change:+d} is {(start + change) % MODULUS}."
 
 
 def asked(who: str) -> str:
@@ -73,24 +91,19 @@ def asked(who: str) -> str:
 
 def story(random: Random, depth: int, useless: int) -> Story:
     names = random.sample(NAMES, depth + 1 + useless)
-    path, others = names[: depth + 1], names[depth + 1 :]
-    order = list(path)
-    for name in others:
-        order.insert(random.randint(1, len(order)), name)
-    amounts = {path[0]: random.randrange(MODULUS)}
-    told = [(path[0], amounts[path[0]], "")]
-    for name in order[1:]:
-        whom = path[path.index(name) - 1] if name in path else random.choice([known for known, _, _ in told])
+    told, amounts = [(names[0], random.randrange(MODULUS), "")], dict[str, int]()
+    amounts[names[0]] = told[0][1]
+    for whom, name in pairwise(names):
         change = random.choice([-1, 1]) * random.randint(1, CHANGES)
         amounts[name] = (amounts[whom] + change) % MODULUS
         told.append((name, change, whom))
-    return Story(tuple(told), tuple(path), amounts)
+    return Story(tuple(told), tuple(names[: depth + 1]), amounts)
 
 
 def row(made: Story, random: Random | None = None) -> dict[str, Any]:
     """A line of training data. With `random` its sub-questions are imperfect: each is left out with 0.3, one about somebody useless comes
     in with 0.2, two neighbours change places with 0.3."""
-    subs = list(made.path[1:-1])
+    subs = list(made.path[1:-1]) or [made.path[-1]]
     if random is not None:
         subs = [who for who in subs if random.random() >= 0.3] or subs[:1]
         useless = [who for who, _, _ in made.told if who not in made.path]
@@ -113,27 +126,39 @@ def decode(tokens: Sequence[int]) -> str:
 
 
 def lesson(random: Random) -> tuple[str, str]:
-    """A prompt of the solver with the answer that it is to give: one or two operations beyond what is told or answered before."""
-    distance, depth = random.choice((1, 2)), random.choice((1, 2, 3, 4, 5))
-    made = story(random, max(depth, distance), random.choice((0, 1, 2)))
-    known = len(made.path) - 1 - distance  # the path up to here is told or answered
-    earlier = [*(who for who in made.path[1:known] if random.random() < 0.7), *made.path[max(1, known) : known + 1]]
-    useless = [who for who, _, _ in made.told if who not in made.path]
-    if useless and random.random() < 0.3:
-        earlier.insert(random.randint(0, len(earlier)), random.choice(useless))
-    told = " ".join([*map(sentence, made.told), *(f"{who} has {made.amounts[who]}." for who in earlier), asked(made.path[-1])])
-    return told, f"{' '.join(made.steps(known))} [[Answer: {made.answer}]]"
+    """A prompt of the solver with the answer that it is to give: one operation beyond what is told or answered before."""
+    depth = random.choice((1, 2, 3, 4))
+    made = story(random, depth, random.choice((0, 1)))
+    earlier = [who for who in made.path[1:-2] if random.random() < 0.7] + list(made.path[1:][-2:-1])
+    if random.random() < 0.3:  # what is asked may be answered already, or somebody useless
+        earlier.insert(random.randint(0, len(earlier)), random.choice([who for who, _, _ in made.told[1:] if who not in earlier]))
+    told = " ".join([*map(sentence, made.told), *(known(who, made.amounts[who]) for who in earlier), asked(made.path[-1])])
+    return told, f"{' '.join(made.steps(depth - 1))} [[Answer: {made.answer}]]"
+
+
+def drill(random: Random, sums: bool) -> tuple[list[int], list[bool]]:
+    """Tokens with which of them count: of sums the results; of words in chance order, said twice, the second time."""
+    if sums:
+        changes = [change for change in range(-CHANGES, CHANGES + 1) if change]
+        tokens = encode(" ".join(total(random.randrange(MODULUS), random.choice(changes)) for _ in range(SUMS)))
+        return tokens, [at % 5 == 3 for at in range(len(tokens))]
+    words = random.sample(range(UNKNOWN + 1, len(WORDS)), SAID)
+    return words * 2, [at > SAID for at in range(2 * SAID)]
 
 
 def lessons(size: int) -> Callable[[np.random.Generator], Batch]:
+    """Batches: a quarter sums, an eighth words said twice, the rest questions."""
+
     def batch(draw: np.random.Generator) -> Batch:
         random = Random(int(draw.integers(2**62)))
-        rows = [(encode(prompt), [*encode(said), END]) for prompt, said in (lesson(random) for _ in range(size))]
-        length = max(len(prompt) + len(said) for prompt, said in rows)
+        rows = [drill(random, at < size // 4) for at in range(size * 3 // 8)]
+        while len(rows) < size:
+            prompt, said = (encode(text) for text in lesson(random))
+            rows.append(([*prompt, *said, END], [*[False] * len(prompt), *[True] * (len(said) + 1)]))
+        length = max(len(tokens) for tokens, _ in rows)
         tokens, counted = np.zeros((size, length), np.int64), np.zeros((size, length), bool)
-        for at, (prompt, said) in enumerate(rows):
-            tokens[at, : len(prompt) + len(said)] = prompt + said
-            counted[at, len(prompt) : len(prompt) + len(said)] = True
+        for at, (words, which) in enumerate(rows):
+            tokens[at, : len(words)], counted[at, : len(words)] = words, which
         return tokens, counted
 
     return batch
@@ -174,30 +199,37 @@ class Talker(Batched):
         return found
 
 
-def solver(seed: int, updates: int, width: int = 64, layers: int = 3, batch: int = 48, tick: Callable[[], object] | None = None) -> Talker:
+def solver(seed: int, updates: int, width: int = 64, layers: int = 2, batch: int = 32, tick: Callable[[], object] | None = None) -> Talker:
     """A solver trained from scratch, or taken from the cache."""
     net = Net(
-        data=f"daslam lessons of 1 and 2 operations, {batch} a batch, modulo {MODULUS}", vocabulary=len(WORDS), longest=LONGEST + SAID,
-        updates=updates, seed=seed, width=width, layers=layers, heads=4,
+        data=f"daslam lessons of one operation, sums, words said twice, the rest questions; {batch} a batch, modulo {MODULUS}, "
+        "names with marks, in a row, told in order",
+        vocabulary=len(WORDS), longest=LONGEST + SAID,
+        updates=updates, seed=seed, width=width, layers=layers, heads=2, rate=8e-3, embedding_rate=8e-3,
     )  # fmt: skip
     return Talker(f"solver-{seed}-{width}", trained(net, lessons(batch), tick=tick), net.name)
 
 
-def blank(folder: Path, seed: int, width: int, layers: int) -> Path:
-    """A decomposer that knows nothing yet, as a Hugging Face folder."""
-    import torch
+def as_folder(model: Any, folder: Path) -> Path:
+    """A model of this world as a Hugging Face folder, with its tokenizer."""
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     words = Tokenizer(models.WordLevel(dict(NUMBER), unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.Split(Regex(PATTERN), "removed", invert=True)
     tokenizer: Any = PreTrainedTokenizerFast
     tokenizer(tokenizer_object=words, eos_token="</s>", pad_token="<pad>", unk_token="<unk>").save_pretrained(folder)
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(WORDS), hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers, num_attention_heads=4,
-        num_key_value_heads=4, max_position_embeddings=LONGEST + SAID, tie_word_embeddings=False, bos_token_id=None, eos_token_id=END,
-        pad_token_id=PAD,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
+    model.generation_config.eos_token_id = model.config.eos_token_id = END
+    model.generation_config.pad_token_id = model.config.pad_token_id = PAD
+    model.save_pretrained(folder)
     return folder
+
+
+def folder_talker(name: str, folder: Path) -> Talker:
+    """A trained model of this world, from its folder."""
+    from transformers import LlamaForCausalLM
+
+    from keystep.lm.local import fingerprint
+
+    model: Any = LlamaForCausalLM.from_pretrained(folder)
+    return Talker(name, model.eval(), fingerprint(model))

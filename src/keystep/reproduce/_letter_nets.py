@@ -1,8 +1,8 @@
 """Small transformers that play the handlers of Decomposed Prompting's letter task, trained from scratch; and one that writes it all out.
 
-They read and write the very texts of the solver: its prompts without examples, its lines, JSON answers. Tokens are the fixed phrases of those
-texts, sixty names, and single letters, so that a net has to know how a name is spelt, as models of subwords do. A net answers all prompts
-that wait at one time together, greedily or drawn (keyed like every draw of the engine).
+They read and write the very texts of the solver: its prompts without examples, its lines, JSON answers. Tokens are the fixed phrases of
+those texts, sixty names, and single letters, so that a net has to know how a name is spelt, as models of subwords do. A net answers all
+prompts that wait at one time together, greedily or drawn (keyed like every draw of the engine).
 """
 
 from __future__ import annotations
@@ -15,24 +15,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from keystep.errors import Refused
 from keystep.lm.base import Prompt
 from keystep.reproduce._nets import Batch, Batched
 from keystep.solve.decomposed_prompting.grammar import written
 from keystep.solve.decomposed_prompting.solver import DecomposedPrompting
 
-NAMES = """aaron adele agnes alan albert alice alma amir anna anton astrid basil boris bruno carla cecil clara colin conrad dana daphne david
-    doris edgar edith elias elsa emil erwin esther fabian felix fiona flora frank frida georg greta hanna hector helga hugo ingrid irene
-    isaac ivan jacob joan judith julia karin klaus laura leon linus magda martin miriam naomi oscar""".split()  # fmt: skip
+NAMES = (  # noqa: SIM905 (a list of sixty texts is no easier to read)
+    "aaron adele agnes alan albert alice alma amir anna anton astrid basil boris bruno carla cecil clara colin conrad dana "
+    "daphne david doris edgar edith elias elsa emil erwin esther fabian felix fiona flora frank frida georg greta hanna "
+    "hector helga hugo ingrid irene isaac ivan jacob joan judith julia karin klaus laura leon linus magda martin miriam naomi "
+    "oscar"
+).split(" ")
 GLUE = {"a space": " ", "a comma": ",", "a semi-colon": ";"}
 POSITIONS = (1, 2, 3, 4)  # every name has at least so many letters
 _PHRASES = [
-    "QC: ", "\nQS:", "\nA: ", "\nA:", "Q: ", "Take the letters at position ", ' of the words in "', '" and concatenate them using ', *GLUE,
-    ".", ' [split] What are the words in "', '"?', " (project_values) [str_position] What is the letter at position ", ' in "#1"?',
-    " [merge] Concatenate #2 using ", " [EOQ]", "What is the letter at position ", ' in "',
+    "QC: ", "\nQS:", "\nA: ", "\nA:", "\n\nQ: ", "Q: ", "Take the letters at position ", " of the words and concatenate them using ", *GLUE,
+    ".", "?", " [words] What are the words?", " (project_values) [str_position] What is the letter at position ", ' in "#1"?',
+    " [merge] Concatenate #2 using ", " [EOQ]", "What is the letter at position ", ' in "', '"?',
     ' [split] What are the letters and their positions in "', " [arr_position] What is the letter at position ", " in #1?",
-    'What are the words in "', 'What are the letters and their positions in "', "Concatenate ", " using ", ' ["', '["', '", "', '"]',
-    ' "[(', '"[(', ' in "[(', *(f", {n}), (" for n in range(1, 10)), *(f', {n})]"' for n in range(1, 10)), ' "', '"', " so ", " ", ",", ";",
+    "What are the words?", 'What are the letters and their positions in "', "Concatenate ", " using ",
+    ' ["', '["', '", "', '"]', ' "[(', '"[(', ' in "[(', *(f", {n}), (" for n in range(1, 10)), *(f', {n})]"' for n in range(1, 10)),
+    ' "', '"', " so ", " ", ",", ";",
 ]  # fmt: skip
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 TOKENS = [*dict.fromkeys([*_PHRASES, *NAMES, *_LETTERS, *"123456789"])]
@@ -46,53 +49,49 @@ Example = tuple[str, str]  # prompt, answer
 
 
 def tokens(text: str) -> list[int]:
-    """The text as token numbers, longest pieces first.
-
-    Raises:
-        Refused: a part of it is no token.
-    """
+    """The text as token numbers, longest pieces first; a character that is no token is FILL."""
     found, at = [], 0
     while at < len(text):
         piece = _PIECE.match(text, at)
-        if piece is None:
-            raise Refused("has parts that are no tokens", field="prompt", value=text[at:])
-        found.append(_NUMBER[piece[0]])
-        at = piece.end()
+        found.append(FILL if piece is None else _NUMBER[piece[0]])
+        at = at + 1 if piece is None else piece.end()
     return found
 
 
 # The task, and what the handlers of a perfect program would say.
 
 
-def question(words: Sequence[str], position: int, glue: str) -> str:
-    return f'Take the letters at position {position} of the words in "{" ".join(words)}" and concatenate them using {glue}.'
+def question(position: int, glue: str) -> str:
+    return f"Take the letters at position {position} of the words and concatenate them using {glue}."
 
 
-def truth(asked: str) -> str:
-    words, position, glue = _parts(asked)
-    return GLUE[glue].join(word[position - 1] for word in words)
+def truth(asked: str, words: str) -> str:
+    """The answer; `words` is the context, which is all that grows."""
+    position, glue = _parts(asked)
+    return GLUE[glue].join(word[position - 1] for word in words.split())
 
 
-def _parts(asked: str) -> tuple[list[str], int, str]:
-    match = re.fullmatch(r'Take the letters at position (\d) of the words in "(.*)" and concatenate them using (.*)\.', asked)
+def _parts(asked: str) -> tuple[int, str]:
+    match = re.fullmatch(r"Take the letters at position (\d) of the words and concatenate them using (.*)\.", asked)
     assert match is not None
-    return match[2].split(), int(match[1]), match[3]
+    return int(match[1]), match[2]
 
 
-def drawn_question(random: Random, words: int) -> str:
-    return question(random.sample(NAMES, words), random.choice(POSITIONS), random.choice(list(GLUE)))
+def drawn(random: Random, words: int) -> tuple[str, str]:
+    """A question and its words."""
+    return question(random.choice(POSITIONS), random.choice(list(GLUE))), " ".join(random.sample(NAMES, words))
 
 
 def spelt(word: str) -> str:
     return f"[{', '.join(f'({letter}, {number})' for number, letter in enumerate(word, 1))}]"
 
 
-def program(asked: str) -> list[tuple[str, Any]]:
+def program(asked: str, words: str) -> list[tuple[str, Any]]:
     """The lines of the upper decomposer with their answers, [EOQ] left out."""
-    words, position, glue = _parts(asked)
-    letters = [word[position - 1] for word in words]
+    position, glue = _parts(asked)
+    letters = [word[position - 1] for word in words.split()]
     return [
-        (f'[split] What are the words in "{" ".join(words)}"?', words),
+        ("[words] What are the words?", words.split()),
         (f'(project_values) [str_position] What is the letter at position {position} in "#1"?', letters),
         (f"[merge] Concatenate #2 using {glue}.", GLUE[glue].join(letters)),
     ]
@@ -105,22 +104,22 @@ def lower_program(word: str, position: int) -> list[tuple[str, Any]]:
     ]
 
 
-def right(handler: str, asked: str, answer: Any) -> bool:
+def right(handler: str, asked: str, words: str, answer: Any) -> bool:
     """Whether a handler's answer is right for the question it was asked, wherever that came from."""
     if handler == "decompose":
-        return bool(answer == truth(asked))
+        return bool(answer == truth(asked, words))
+    if asked == "What are the words?":
+        return bool(answer == words.split())
     if handler == "merge":
         match = re.fullmatch(r"Concatenate (\[.*\]) using (.*)\.", asked)
         return match is not None and match[2] in GLUE and answer == GLUE[match[2]].join(re.findall(r'"(.)"', match[1]))
     if handler == "arr_position":
         match = re.fullmatch(r'What is the letter at position (\d) in "(\[.*\])"\?', asked)
         return match is not None and answer == dict((n, c) for c, n in re.findall(r"\((.), (\d)\)", match[2])).get(match[1])
-    match = re.fullmatch(r'What (?:is the letter at position (\d)|are the words|are the letters and their positions) in "(.*)"\?', asked)
+    match = re.fullmatch(r'What (?:is the letter at position (\d)|are the letters and their positions) in "(.*)"\?', asked)
     if match is None:
         return False
-    if match[1]:
-        return bool(answer == match[2][int(match[1]) - 1 : int(match[1])])
-    return bool(answer == (match[2].split() if "words" in asked else spelt(match[2])))
+    return bool(answer == (spelt(match[2]) if match[1] is None else match[2][int(match[1]) - 1 : int(match[1])]))
 
 
 # Training examples.
@@ -134,30 +133,35 @@ def steps_of(asked: str, lines: Sequence[tuple[str, Any]]) -> Iterator[Example]:
         yield _FRAMES.prompt("decomposer.txt", **said), f" {lines[at][0] if at < len(lines) else '[EOQ]'}"
 
 
-def handled(asked: str, answer: Any) -> Example:
-    said = {"question": asked, "context": "", "examples": "", "instructions": ""}
+def handled(asked: str, answer: Any, context: str = "") -> Example:
+    said = {"question": asked, "context": context, "examples": "", "instructions": ""}
     return _FRAMES.prompt("handler.txt", **said), f" {written(answer)}"
 
 
-def rolled_out(asked: str) -> Example:
-    """The same procedure as one chain: the words, each word's letters and its letter, and all of them together."""
-    words, position, _ = _parts(asked)
-    each = "".join(f" {word} {written(spelt(word))} {written(word[position - 1])}" for word in words)
-    prompt, listed = handled(asked, words)
-    return prompt, f"{listed}{each} so {written(truth(asked))}"
+def rolled_out(random: Random, longest: int) -> list[Example]:
+    return [chain(*drawn(random, random.randint(2, longest)))]
+
+
+def chain(asked: str, words: str) -> Example:
+    """The same procedure in one answer: the words, each word's letters and its letter, and all of them together."""
+    position, _ = _parts(asked)
+    each = "".join(f" {word} {written(spelt(word))} {written(word[position - 1])}" for word in words.split())
+    prompt, listed = handled(asked, words.split(), words)
+    return prompt, f"{listed}{each} so {written(truth(asked, words))}"
 
 
 def decomposing(random: Random, longest: int) -> list[Example]:
-    asked = drawn_question(random, random.randint(2, longest))
+    """Both programs, line by line."""
+    asked, words = drawn(random, random.randint(2, longest))
     word, position = random.choice(NAMES), random.choice(POSITIONS)
     lower = steps_of(f'What is the letter at position {position} in "{word}"?', lower_program(word, position))
-    return [*steps_of(asked, program(asked)), *lower]
+    return [*steps_of(asked, program(asked, words)), *lower]
 
 
 def splitting(random: Random, longest: int) -> list[Example]:
     words, word = random.sample(NAMES, random.randint(1, longest)), random.choice(NAMES)
     return [
-        handled(f'What are the words in "{" ".join(words)}"?', words),
+        handled("What are the words?", words, " ".join(words)),
         handled(f'What are the letters and their positions in "{word}"?', spelt(word)),
     ]
 

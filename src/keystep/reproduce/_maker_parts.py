@@ -151,7 +151,8 @@ def votes_per_step(lm: LM, seed: int, setting: Setting) -> list[Row]:
             found = votes(lm, procedure, seed, heat, AheadBy(k, seen.cap))
             rows.append(
                 {"heat": heat, "margin": k, "p": p, "v": v, "exact": theory.mean_votes(p, k) / v,
-                 "paper": theory.approximate_mean_votes(p, k) / v, "steps": len(found.right), "samples": found.samples,
+                 "paper": theory.approximate_mean_votes(p, k) / v, "if_all_differ": theory.mean_votes_if_all_differ(p, k) / v,
+                 "steps": len(found.right), "samples": found.samples,
                  "wrong_steps": int((~found.right).sum())}
             )  # fmt: skip
     return rows
@@ -188,9 +189,11 @@ def steps_per_call(lm: LM, seed: int, setting: Setting) -> list[Row]:
         for m in setting.call_sizes:
             k = theory.least_margin(p, seen.steps, setting.target, m)
             cost = theory.expected_cost(p, seen.steps, setting.target, per_call=m, valid=v**m) / seen.steps
+            all_differ = theory.mean_votes_if_all_differ(p**m, k) / v**m
             found = votes(Chained(lm, procedure), Several(procedure, m), seed, heat, AheadBy(k, 1000))
             rows.append(
-                {"heat": heat, "size": m, "k": [k], "p": p, "v": v, "by_formula": cost, "runs": 1, "error_free": int(found.right.all()),
+                {"heat": heat, "size": m, "k": [k], "p": p, "v": v, "by_formula": cost, "if_all_differ": all_differ, "runs": 1,
+                 "error_free": int(found.right.all()),
                  "steps": seen.steps, "calls": found.samples, "flagged": found.flagged}
             )  # fmt: skip
     return rows
@@ -225,11 +228,12 @@ def systematic(seed: int, setting: Setting) -> list[Row]:
         lm = Embedded(name)
         seen = asyncio.run(foreseen(lm, procedure, seed, HEAT, setting, sample=len(own)))
         named = [int(step.step) for step in seen.hard_steps if step.systematic]
+        hard = [int(step.step) for step in seen.hard_steps if not step.systematic]
         for k in setting.weak_margins if name == alone else [seen.k]:
             right = votes(lm, procedure, seed, HEAT, AheadBy(k, max(seen.cap, 1000))).right
             rows.append(
                 {"worker": name, "margin": k, "runs": 1, "error_free": int(right.all()), "wrong": np.flatnonzero(~right).tolist(),
-                 "named": named, "named_below_half": int((own[named] < 0.5).sum()), "named_right": int(right[named].sum()),
+                 "hard": hard, "named": named, "named_below_half": int((own[named] < 0.5).sum()), "named_right": int(right[named].sum()),
                  "below_half": [int((own < 0.5).sum())], "promising": int(seen.promising), "least_k": [seen.least_k]}
             )  # fmt: skip
     return rows

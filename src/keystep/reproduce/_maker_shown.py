@@ -9,6 +9,7 @@ from typing import Any
 from keystep.measure.chart import Chart, Line, save
 from keystep.reproduce import Reproduction
 from keystep.reproduce._maker_parts import Row, grouped, samples_per_step, written_per_step
+from keystep.reproduce._tables import table
 
 PARSERS = {"flags": "flagged", "repairs": "repaired"}
 
@@ -53,15 +54,16 @@ def _parts(found: Reproduction) -> Iterator[Chart]:
         lines += [Line(f"{task}: measured", lengths, [samples_per_step(row) for row in rows], style="o-"),
                   Line(f"{task}: by theory", lengths, [row["votes_by_theory"] for row in rows], style="--")]  # fmt: skip
     yield Chart("Cost grows with s ln s: samples per step against ln s", "steps s", "samples per step", lines, log="x", share=False)
-    kinds = ["first two votes wrong", "and the same", "wrong steps"]
-    bars = [Line(row["parser"], range(3), [1000 * row[name] / row["steps"] for name in ("collided", "alike", "wrong_steps")], style="bars")
-            for row in part["parsers"]]  # fmt: skip
+    kinds = [PARSERS[row["parser"]] for row in part["parsers"]]
+    wrong = [1000 * row["collided"] / row["steps"] for row in part["parsers"]]
+    bars = [Line("both first votes wrong", range(len(kinds)), wrong, style="bars")]
     yield Chart("Malformed answers flagged, or repaired", "", "of 1,000 steps", bars, names=kinds, share=False)
     lines = []
     for heat, rows in grouped(part["steps_per_call"], "heat").items():
         sizes = [row["size"] for row in rows]
         lines += [Line(f"temperature {heat}: measured", sizes, [written_per_step(row) for row in rows], style="o-"),
-                  Line("by formula", sizes, [row["by_formula"] for row in rows], style="--")]  # fmt: skip
+                  Line("by formula", sizes, [row["by_formula"] for row in rows], style="--"),
+                  Line("if all wrong answers differ", sizes, [row["if_all_differ"] for row in rows], style=":")]  # fmt: skip
     yield Chart("Several steps in one call", "steps in a call, m", "steps written per step", lines, share=False)
     rows = part["decorrelation"]
     names = [row["worker"].replace("embedded:", "member ").replace("embedded", "all members") for row in rows]
@@ -70,10 +72,10 @@ def _parts(found: Reproduction) -> Iterator[Chart]:
     yield Chart("One model, or unlike ones in turn", "", "of 1,000 steps", bars, names=names, share=False)
     weak = [row for row in part["systematic"] if row["worker"] != "embedded"]
     ks = [row["margin"] for row in weak]
-    named = [row["named_right"] / max(1, len(row["named"])) for row in weak]
-    lines = [Line("steps that the forecast named", ks, named, style="o-"),
-             Line("whole runs without an error", ks, [row["error_free"] / row["runs"] for row in weak], style="s:")]  # fmt: skip
-    yield Chart("One member alone: more votes cure no systematic error", "k", "share right", lines)
+    wrong = [len(row["wrong"]) / row["runs"] for row in weak]
+    named = [(len(row["named"]) - row["named_right"]) / row["runs"] for row in weak]
+    lines = [Line("wrong", ks, wrong, style="o-"), Line("wrong, and named systematic by the forecast", ks, named, style="s:")]
+    yield Chart("One member alone: more votes cure no systematic error", "k", "steps of a run", lines, share=False)
 
 
 def tables(found: Reproduction) -> str:
@@ -87,7 +89,8 @@ def tables(found: Reproduction) -> str:
     ]  # fmt: skip
     votes = [
         {"temperature": row["heat"], "k": row["margin"], "p": row["p"], "valid": row["v"], "samples a step": samples_per_step(row),
-         "exact mean": row["exact"], "k / (2p - 1) / v": row["paper"], "wrong steps": f"{row['wrong_steps']} of {row['steps']:,}"}
+         "exact mean": row["exact"], "k / (2p - 1) / v": row["paper"],
+         "if all wrong answers differ": row["if_all_differ"], "wrong steps": f"{row['wrong_steps']} of {row['steps']:,}"}
         for row in part["votes_per_step"]
     ]  # fmt: skip
     parsers = [
@@ -97,7 +100,8 @@ def tables(found: Reproduction) -> str:
     ]  # fmt: skip
     calls = [
         {"temperature": row["heat"], "m": row["size"], "k": _span(row["k"]), "steps written per step": written_per_step(row),
-         "by formula": row["by_formula"], "runs without an error": f"{row['error_free']} of {row['runs']}"}
+         "by formula": row["by_formula"], "if all wrong answers differ": row["if_all_differ"],
+         "runs without an error": f"{row['error_free']} of {row['runs']}"}
         for row in part["steps_per_call"]
     ]  # fmt: skip
     apart = [
@@ -107,7 +111,7 @@ def tables(found: Reproduction) -> str:
     ]  # fmt: skip
     weak = [
         {"who votes": row["worker"], "k": row["margin"], "runs without an error": f"{row['error_free']} of {row['runs']}",
-         "wrong steps": _listed(row["wrong"]), "named by the forecast": _listed(row["named"]),
+         "wrong steps": _listed(row["wrong"]), "named systematic": _listed(row["named"]), "named hard": _listed(row["hard"]),
          "named ones right": f"{row['named_right']} of {len(row['named'])}"} for row in part["systematic"]
     ]  # fmt: skip
     titled = {
@@ -115,7 +119,7 @@ def tables(found: Reproduction) -> str:
         "One model or several": apart, "An error that no k cures": weak,
         "What had to be found": [{"": name, "found": "yes" if right else "**no**"} for name, right in checks.items()],
     }  # fmt: skip
-    return "\n".join(f"### {title}\n\n{_table(rows)}" for title, rows in titled.items())
+    return "\n".join(f"### {title}\n\n{table(rows)}" for title, rows in titled.items())
 
 
 def _best(found: Reproduction, row: Row, column: str) -> Any:
@@ -135,14 +139,3 @@ def _listed(values: Sequence[int]) -> str:
     return (
         ", ".join(f"{value}" + (f" ({values.count(value)})" if values.count(value) > 1 else "") for value in sorted(set(values))) or "none"
     )
-
-
-def _table(rows: Sequence[Row]) -> str:
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *([_cell(value) for value in row.values()] for row in rows)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return f"{value:,}" if isinstance(value, int) else str(value)

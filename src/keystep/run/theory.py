@@ -45,6 +45,22 @@ def mean_votes(p: float, k: int) -> float:
     return k * math.tanh(k * math.atanh(lead)) / lead if lead else float(k * k)
 
 
+def mean_votes_if_all_differ(p: float, k: int) -> float:
+    """Exact mean number of valid votes where no two wrong answers are the same: (k + 1 - p^k) / p, and 1 for k = 1.
+
+    From k = 2 on the right answer then always wins, with k votes in succession or else with the (k+1)-th, because one wrong vote is enough
+    to raise the bar.
+
+    Raises:
+        BadInput: p = 0, where it never ends.
+    """
+    _probability("p", p)
+    _whole("k", k)
+    if p == 0:
+        raise BadInput("is 0: the right answer never comes", field="p", value=p)
+    return 1.0 if k == 1 else (k + 1 - p**k) / p
+
+
 def approximate_mean_votes(p: float, k: int) -> float:
     """The paper's k / (2p - 1), an upper bound on `mean_votes` that is poor near p = 1/2.
 

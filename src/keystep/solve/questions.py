@@ -1,7 +1,8 @@
 """Questions of the published benchmarks as rows {"id", "question", "answer"}, the form that `keystep solve --inputs` takes.
 
-Read from their files: GSM8K, the model solutions that came with it, SVAMP, AQuA-RAT. Drawn here: last letters (Wei et al. 2022: the last
-letters of the words of a name, joined) and coin flip (does a coin lie heads up after each of some people turned it over or did not?).
+Read from their files: GSM8K, the model solutions that came with it, SVAMP, AQuA-RAT, logs of Zero-Shot-CoT runs. Drawn here: last letters
+(Wei et al. 2022: the last letters of the words of a name, joined) and coin flip (does a coin lie heads up after each of some people turned
+it over or did not?).
 """
 
 from __future__ import annotations
@@ -40,6 +41,21 @@ def gsm8k_solutions(text: str, model: str = "175b_finetuning") -> list[Row]:
         }
         for number, row in enumerate(_lines(text))
     ]  # fmt: skip
+
+
+def zero_shot_log(text: str) -> list[Row]:
+    """The log of a Zero-Shot-CoT run, which the published code of Auto-CoT makes demonstrations of: of every question the lines "Q: …",
+    "A: …" and those after it, "Therefore, … the answer …", "pred_mode : …", "GT : …". A block that lacks its rationale gives no row."""
+    found = []
+    for number, block in enumerate(re.split(r"^Q:", text, flags=re.M)[1:]):
+        parts = re.match(r"(.*?)^A:(.*?)^Therefore\b[^\n]*the answer", block, re.S | re.M)
+        said, known = (re.search(rf"^{name}\s*:[ \t]*(.*)$", block, re.M) for name in ("pred_mode", "GT"))
+        if parts is None:
+            continue
+        rationale = parts[2].strip().removeprefix("Let's think step by step.").strip()
+        row = {"id": f"log-{number}", "question": parts[1].strip(), "rationale": rationale, "prediction": said[1].strip() if said else ""}
+        found.append(row | ({"answer": known[1].strip()} if known else {}))
+    return found
 
 
 def svamp(text: str) -> list[Row]:
@@ -94,7 +110,9 @@ def heads_up(flips: Sequence[bool]) -> str:
     return "no" if sum(flips) % 2 else "yes"
 
 
-READ: dict[str, Callable[[str], list[Row]]] = {"gsm8k": gsm8k, "gsm8k-solutions": gsm8k_solutions, "svamp": svamp, "aqua": aqua}
+READ: dict[str, Callable[[str], list[Row]]] = {
+    "gsm8k": gsm8k, "gsm8k-solutions": gsm8k_solutions, "svamp": svamp, "aqua": aqua, "zero-shot-log": zero_shot_log,
+}  # fmt: skip
 DRAWN: dict[str, Callable[[int, int], list[Row]]] = {"last-letters": last_letters, "coin-flip": coin_flip}
 
 

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from keystep.errors import BadInput
 from keystep.run.canonical import dumps
 from keystep.run.procedure import Work
 from keystep.run.run import Context
 from keystep.run.templates import evaluate, render
+from keystep.solve.settings import made
 from keystep.task import Task
 
 SOLVERS: dict[str, str] = {  # name -> "module:class"
@@ -132,17 +133,8 @@ def solver(name: str, settings: Mapping[str, Any] | None = None) -> Solver:
     if name not in SOLVERS:
         raise BadInput("is no solver", field="METHOD", value=name, mend=f"there are: {', '.join(sorted(SOLVERS))}")
     module, _, kind = SOLVERS[name].partition(":")
-    made: type[Solver] = getattr(import_module(module), kind)
-    known = {field.name for field in fields(made)}
-    for given in settings or {}:
-        if given not in known:
-            raise BadInput("is no setting of this solver", field="set", value=given, mend=f"there are: {', '.join(sorted(known))}")
-    try:
-        return TypeAdapter(made).validate_python(dict(settings or {}))
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise BadInput(first["msg"].removeprefix("Value error, "), field=f"set {where}", value=first["input"]) from None
+    chosen: type[Solver] = getattr(import_module(module), kind)
+    return made(chosen, settings or {}, "solver")
 
 
 def task_of(row: Mapping[str, Any]) -> Task:

@@ -1,8 +1,8 @@
 """Arithmetic by a ranking of the operators that the question gives: which operator comes first is the plan, the rest is mechanical.
 
 A question like `*-+<3-a5*b7+c2` says: first all `*`, then all `-`, then all `+`, among equal ones from the left (`<`) or the right (`>`);
-every operator has a letter, numbers are residues modulo `MODULUS`. A plan lists the letters in the order of their use. An execution says for
-every step the letter, the sub-result and what the expression has become.
+every operator has a letter, numbers are residues modulo `MODULUS`. A plan lists the letters in the order of their use. An execution says
+for every step the letter, the sub-result and what the expression has become.
 """
 
 from __future__ import annotations
@@ -16,20 +16,23 @@ MODULUS = 7
 OPERATORS = "+-*"
 RANKINGS = tuple("".join(order) for order in permutations(OPERATORS))
 LETTERS = "abcdefgh"
+RULES = {"P": ("+*-", False), "Q": ("*+-", True), "R": ("-+*", False)}  # names for some rankings and sides
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """`numbers` (n) with `operators` (n - 1) between them; `ranking` is all three, the first used first; `left` breaks ties."""
+    """`numbers` (n) with `operators` (n - 1) between them; `ranking` is all three, the first used first; `left` breaks ties. A `rule` is a
+    name for ranking and side that the question gives in their place: whoever reads it has to know what it stands for."""
 
     numbers: tuple[int, ...]
     operators: str
     ranking: str
     left: bool
+    rule: str = ""
 
     @property
     def question(self) -> str:
-        return f"{self.ranking}{'<' if self.left else '>'}{self.expression}"
+        return f"{self.rule or self.ranking + '><'[self.left]}{self.expression}"
 
     @property
     def expression(self) -> str:
@@ -70,6 +73,13 @@ def problem(random: Random, numbers: int, rankings: Sequence[str] = RANKINGS) ->
     values = tuple(random.randrange(MODULUS) for _ in range(numbers))
     operators = "".join(random.choice(OPERATORS) for _ in range(numbers - 1))
     return Problem(values, operators, random.choice(rankings), random.random() < 0.5)
+
+
+def ruled_problem(random: Random, numbers: int) -> Problem:
+    """One whose question names a rule."""
+    drawn, rule = problem(random, numbers), random.choice(list(RULES))
+    ranking, left = RULES[rule]
+    return Problem(drawn.numbers, drawn.operators, ranking, left, rule)
 
 
 def read_plan(plan: str) -> list[int]:

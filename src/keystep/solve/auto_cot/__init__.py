@@ -8,8 +8,8 @@ with demonstrations made of the batches before. Vectors and clusters are in `clu
 `keystep.solve.chains`.
 
 Names: `clusters` is k, `batch` is m, `Heuristics` are the checks of section 4.2 as the published code has them. A file of demonstrations
-is of the form that the published code reads and writes. Not covered: the logs of zero-shot runs that the published code starts from
-(questions whose rationale is known already can be given as rows instead).
+is of the form that the published code reads and writes; the logs of zero-shot runs that it starts from are read by
+`keystep.solve.questions.zero_shot_log`, as any rows whose rationale is there already.
 """
 
 from keystep.solve.auto_cot.selection import Heuristics, Selection, unresolving_rate

@@ -22,6 +22,7 @@ from keystep.solve.solver import Solution
 from keystep.task import Task
 
 QUESTION = re.compile(r"Q: ?(.*?)\s*\nA:", re.S)  # how demonstrations write a question
+_CONCLUDED = re.compile(r"(?:\b(?:so|therefore|thus|hence),?\s+)?\bthe answer is(?:(?!the answer is)[^\n]){0,80}\s*\Z", re.I)
 _SAID = {"mended": re.compile(r"the answer is", re.I), "published": re.compile(r"The answer is")}
 
 
@@ -151,7 +152,7 @@ class AutoCot(Reasoner):
 
     def demo(self, question: str, reasoning: str, answer: str) -> Demo:
         """A demonstration of a question; the reasoning becomes one line, without an answer at its end that would be said twice."""
-        *_, last = [None, *re.finditer(r"(?:\s|^)(?:So |Therefore,? |Thus,? )?[Tt]he answer is[^.]*\.?\s*$", reasoning)]
+        last = _CONCLUDED.search(reasoning)
         body = " ".join((reasoning if last is None else reasoning[: last.start()]).split())
         rationale = " ".join([self.prompt("trigger.txt"), body]).strip()
         return Demo(question=f"Q: {question}\nA:", rationale=rationale, pred_ans=answer)

@@ -89,7 +89,7 @@ class Policy:
         if self.settings.lora_rank:
             import peft
 
-            peft.set_peft_model_state_dict(self.model, peft.load_peft_weights(str(folder), device=self.device))
+            peft.set_peft_model_state_dict(self.model, peft.load_peft_weights(str(folder), device=str(self.device)))
             return
         import transformers
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from keystep.errors import BadInput
 from keystep.nn.tuning import Supervised, Tell, fine_tune, whole_folder, write_json
@@ -38,6 +38,7 @@ from keystep.solve.daslam.policy import Policy
 from keystep.solve.daslam.problems import Problem, apart
 from keystep.solve.daslam.solver import DaSLaM
 from keystep.solve.daslam.text import answer_of, context_of, same_answer
+from keystep.solve.settings import made
 from keystep.task import Task
 
 FEEDBACK = ("attempt", "gold", "none")
@@ -155,16 +156,7 @@ class Settings:
         Raises:
             BadInput: one is unknown, of another type or out of range.
         """
-        known = cls.__dataclass_fields__
-        for name in values:
-            if name not in known:
-                raise BadInput("is no setting of this training", field="set", value=name, mend=f"there are: {', '.join(sorted(known))}")
-        try:
-            return TypeAdapter(cls).validate_python(values)
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(map(str, first["loc"]))
-            raise BadInput(first["msg"], field=f"set {where}", value=first["input"]) from None
+        return made(cls, values, "training")
 
 
 class Judgement(BaseModel):
@@ -325,16 +317,8 @@ class Training:
             place = blake2b("\n".join(asked).encode(errors="replace"), digest_size=8).hexdigest()  # what was asked there, and nothing else
             async with self.gate:
                 final, answers = await self.solver.in_turn(problem.question, asked, ctx.at(f"{number}-{place}"), **self.sampling)
-            outcome = rewards.Outcome(
-                problem.question,
-                context_of(problem.question),
-                asked,
-                answers,
-                self.firsts[number],
-                final,
-                problem.answer,
-                problem.reasoning,
-            )
+            context, first = context_of(problem.question), self.firsts[number]
+            outcome = rewards.Outcome(problem.question, context, asked, answers, first, final, problem.answer, problem.reasoning)
             found = rewards.parts(outcome, self.settings.reward)
             correct = same_answer(answer_of(final), problem.answer)
             return Rollout(number, list(asked), found, rewards.total(found, self.settings.weighting()), correct)
@@ -395,25 +379,25 @@ class Training:
     # Stage 2.
 
     def _sampled(self, prompts: list[list[int]], key: int | None) -> list[list[int]]:
-        """Answers of the policy to prompts: drawn by a key, greedy without one."""
+        """Answers of the policy to prompts: drawn by a key, greedy without one. A prompt that leaves no room for `max_tokens` gets none."""
         import torch
 
         from keystep.nn.rollout import sampled
 
         self.policy.model.eval()
-        most = self.settings.max_tokens
-        for prompt in prompts:
-            most = min(most, self.policy.room - len(prompt))
-        if most < 1:
-            raise BadInput(
-                "a prompt leaves no room for an answer", field="MODEL", value=self.policy.room, mend="use a model that reads more"
-            )
+        settings, found = self.settings, [list[int]() for _ in prompts]
+        fits = [at for at, prompt in enumerate(prompts) if len(prompt) + settings.max_tokens <= self.policy.room]
+        if not fits:
+            mend = f"the model reads {self.policy.room} tokens; lower max_tokens or shorten the prompts"
+            raise BadInput("leaves no room for a prompt", field="max_tokens", value=settings.max_tokens, mend=mend)
         generator = torch.Generator().manual_seed(0 if key is None else key)
-        temperature, top_p = (0.0 if key is None else self.settings.temperature), self.settings.top_p
-        found: list[list[int]] = []
-        for at in range(0, len(prompts), AT_ONCE):
-            some = prompts[at : at + AT_ONCE]
-            found += sampled(self.policy.model, some, most, [self.policy.end], generator, temperature=temperature, top_p=top_p)
+        temperature = 0.0 if key is None else settings.temperature
+        for start in range(0, len(fits), AT_ONCE):
+            places = fits[start : start + AT_ONCE]
+            some, ends = [prompts[at] for at in places], [self.policy.end]
+            drawn = sampled(self.policy.model, some, settings.max_tokens, ends, generator, temperature=temperature, top_p=settings.top_p)
+            for at, answer in zip(places, drawn, strict=True):
+                found[at] = answer
         return found
 
     async def _policy_gradient(self, ctx: Context, judged: dict[str, Judgement]) -> tuple[int, int, bool]:

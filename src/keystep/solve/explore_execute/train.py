@@ -23,7 +23,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from keystep.errors import BadInput
 from keystep.lm.base import draw_key
@@ -36,6 +36,7 @@ from keystep.solve.explore_execute.answers import last_box, normal
 from keystep.solve.explore_execute.data import Row, Tags
 from keystep.solve.explore_execute.format import PLAN, execution_in
 from keystep.solve.explore_execute.solver import ExploreExecute
+from keystep.solve.settings import made
 
 Stage = Literal["sft", "ef-sft", "rl"]
 STEPS = {"sft": 1000, "ef-sft": 500}
@@ -119,16 +120,7 @@ class Settings:
         Raises:
             BadInput: one is unknown, of another type or out of range.
         """
-        known = cls.__dataclass_fields__
-        for name in values:
-            if name not in known:
-                raise BadInput("is no setting of this training", field="set", value=name, mend=f"there are: {', '.join(sorted(known))}")
-        try:
-            return TypeAdapter(cls).validate_python(values)
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(map(str, first["loc"]))
-            raise BadInput(first["msg"], field=f"set {where}", value=first["input"]) from None
+        return made(cls, values, "training")
 
 
 class Report(BaseModel):
