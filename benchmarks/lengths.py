@@ -1,9 +1,10 @@
 """How long a procedure stays free of errors: `python benchmarks/lengths.py [--quick]`.
 
 Procedures on the embedded models (those whose ensembles are installed), each in four ways: one member alone, greedy and sampled; the
-majority of 3; first to lead by 3. The lengths, the numbers of runs and the rules are fixed here, before any run. Every run goes its whole
-length, so the share of runs whose first error comes later than step s is measured for every s at once; a way of one member is measured
-for every member.
+majority of 3; first to lead by 3.
+
+The lengths, the numbers of runs and the rules are fixed here, before any run. Every run goes its whole length, so the share of runs whose
+first error comes later than step s is measured for every s at once; a way of one member is measured for every member.
 
 Predicted is the same from the exact probability of every right answer (teacher forcing) at the temperature the procedure samples at: the
 product over the steps, as if a malformed or wrong answer were always a vote for one rival, which is a lower bound where answers are
