@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from random import Random
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +46,12 @@ _PIECE = re.compile("|".join(map(re.escape, sorted(TOKENS, key=len, reverse=True
 _FRAMES = DecomposedPrompting()
 
 Example = tuple[str, str]  # prompt, answer
+
+
+class Examples(Protocol):
+    """A kind of training examples: some of them, with at most so many words or letters."""
+
+    def __call__(self, random: Random, longest: int) -> list[Example]: ...
 
 
 def tokens(text: str) -> list[int]:

@@ -44,7 +44,7 @@ SIZES = (3, 5, 8)  # words of the questions that are asked
 ITEMS = 30  # questions of each size
 VOTED, VOTED_ITEMS = 5, 30  # words and questions of the comparison of votes
 WIDTH, BASELINE_WIDTH = 48, 96
-SKILLS: dict[str, tuple[Callable[..., list[letters.Example]], int, int]] = {  # examples, longest, updates
+SKILLS: dict[str, tuple[letters.Examples, int, int]] = {  # examples, longest, updates
     "decomposer": (letters.decomposing, SHORT, 200),
     "split": (letters.splitting, LONG, 350),
     "arr_position": (letters.positioning, LONG, 120),
