@@ -1,6 +1,8 @@
 """How long a procedure stays free of errors: `python benchmarks/lengths.py [--quick]`.
 
-Four procedures on the embedded models, each in four ways: one member alone, greedy and sampled; the majority of 3; first to lead by 3.
+Procedures on the embedded models (those whose ensembles are installed), each in four ways: one member alone, greedy and sampled; the
+majority of 3; first to lead by 3.
+
 The lengths, the numbers of runs and the rules are fixed here, before any run. Every run goes its whole length, so the share of runs whose
 first error comes later than step s is measured for every s at once; a way of one member is measured for every member.
 
@@ -25,7 +27,7 @@ from numpy.typing import NDArray
 from keystep.errors import Undecided
 from keystep.lm import lm
 from keystep.lm.base import LM
-from keystep.lm.embedded.model import answer_probabilities, load
+from keystep.lm.embedded.model import WEIGHTS, answer_probabilities, load
 from keystep.measure.chart import Chart, Line, save
 from keystep.reproduce import machine
 from keystep.run import AheadBy, Majority, Procedure, Run
@@ -41,6 +43,7 @@ from scan import vote  # noqa: E402
 OUT = HERE.parent / "results/benchmarks/lengths"
 MODEL, RUNS, QUICK = "embedded", 12, 2
 RULES = {"majority of 3": Majority(3), "ahead by 3": AheadBy(3)}
+ENSEMBLES = {"hanoi": "hanoi", "ledger": "ledger", "multiply": "arithmetic", "sort": "pairs"}
 WAYS = ("greedy", "sampled", *RULES)
 
 Floats = NDArray[np.float64]
@@ -70,7 +73,7 @@ def steps_of(name: str, run: int) -> card.Steps:
 
 def predicted(name: str, runs: int) -> dict[str, Floats]:
     """The chance that no error was made up to each step, the mean over the runs and, of single calls, over the members: [steps]."""
-    ensemble = load({"multiply": "arithmetic", "sort": "pairs"}.get(name, name))
+    ensemble = load(ENSEMBLES[name])
     found: dict[str, list[Floats]] = {way: [] for way in WAYS}
     for run in range(1 if name == "hanoi" else runs):
         steps = steps_of(name, run)
@@ -142,9 +145,9 @@ async def task(model: LM, name: str, runs: int) -> tuple[dict[str, Any], Chart]:
 
 
 async def all_tasks(runs: int) -> tuple[dict[str, Any], list[Chart]]:
-    model = lm(MODEL)
+    model, there = lm(MODEL), [name for name, ensemble in ENSEMBLES.items() if (WEIGHTS / f"{ensemble}.safetensors").exists()]
     try:
-        found = {name: await task(model, name, runs) for name in ("hanoi", "ledger", "multiply", "sort")}
+        found = {name: await task(model, name, runs) for name in there}
     finally:
         await model.close()
     return {name: each for name, (each, _) in found.items()}, [chart for _, chart in found.values()]

@@ -184,8 +184,8 @@ ENSEMBLES: dict[str, list[Member]] = {
     "pairs": [
         Member(seed=41, width=48, hidden=128, heads=6, batch=192, updates=2200),
         Member(seed=42, width=48, hidden=112, heads=6, batch=192, updates=2200),
-        Member(seed=43, width=48, hidden=144, heads=6, batch=192, updates=2000),
-        Member(seed=44, width=48, hidden=128, heads=6, batch=192, updates=2000),
+        Member(seed=43, width=48, hidden=144, heads=6, batch=192, updates=2200),
+        Member(seed=44, width=48, hidden=128, heads=6, batch=192, updates=2200),
         Member(seed=45, width=48, hidden=128, heads=6, batch=192, updates=2200),
     ],
     "hanoi-large": [
