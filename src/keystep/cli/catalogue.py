@@ -53,6 +53,7 @@ METHODS = (
         "skill-localization", "edit",
         "Panigrahi et al. 2023, Task-Specific Skill Localization in Fine-tuned Language Models, arXiv 2302.06600", "keystep edit locate",
     ),
+    Method("corda", "edit", "Yang et al. 2024, CorDA: Context-Oriented Decomposition Adaptation, arXiv 2406.05223", "keystep edit adapt"),
 )  # fmt: skip
 
 OTHER_MODELS = {

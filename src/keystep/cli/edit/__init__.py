@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import typer
 
+from keystep.cli.edit.corda import adapt, to_lora
 from keystep.cli.edit.localize import graft, keep, locate, overlap, purge
 
 edit = typer.Typer(name="edit", no_args_is_help=True, help="Find, move and remove skills inside a Hugging Face checkpoint.")
-for command in (locate, graft, purge, keep, overlap):
+for command in (locate, graft, purge, keep, overlap, adapt, to_lora):
     edit.command()(command)
