@@ -21,7 +21,7 @@ from typing import Any
 from keystep.reproduce import machine
 
 OUT = Path(__file__).parent.parent / "results/benchmarks/corda.json"
-SIZES = {"width": 256, "layers": 8, "heads": 4, "longest": 128}
+SIZES = {"width": 128, "layers": 8, "heads": 4, "longest": 128}
 QUICK = {"width": 64, "layers": 2, "heads": 4, "longest": 128}
 RANK, SEQUENCES, LENGTH, ROUNDS = 16, 32, 128, 3
 
