@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from keystep.cli.defaults import JOURNAL, MODEL, number, whole
+from keystep.cli.defaults import JOURNAL, MODEL, number, pairs, whole
 from keystep.cli.files import write_text
 from keystep.errors import BadInput, KeystepError, MissingExtra
 
@@ -49,16 +49,12 @@ def bench(
     Exit code: 0 measured, 2 bad input, 3 stopped, or some problems got no answer (the same command asks for those again).
     """
     from keystep.measure.bench import BENCHMARKS, benchmark, drawn, read_predictions, settings_of
-    from keystep.run.procedure_file import parse_setting
 
     if name is None:
         typer.echo(json.dumps(sorted(BENCHMARKS)) if as_json else "\n".join(sorted(BENCHMARKS)))
         return
     chosen = benchmark(name)
-    pairs = [parse_setting(text) for text in settings or ()]
-    if len(dict(pairs)) < len(pairs):
-        raise BadInput("is given twice", field="--set", value=[pair[0] for pair in pairs], mend="give every name once")
-    found = settings_of(chosen, dict(pairs))
+    found = settings_of(chosen, pairs("--set", settings))
     problems = drawn(chosen.problems(found, seed), limit, seed)
     about = {"benchmark": name, "settings": found.model_dump(mode="json"), "seed": seed, "limit": limit, "problems": len(problems)}
     if predictions is not None:

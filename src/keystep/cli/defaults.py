@@ -4,6 +4,8 @@ from typing import Any
 
 import typer
 
+from keystep.errors import BadInput
+
 MODEL = "embedded"
 AHEAD_BY = 3
 JOURNAL = "sqlite:///runs.db"
@@ -29,3 +31,20 @@ def whole_option(help: str, panel: str) -> Any:
 
 def number_option(help: str, panel: str) -> Any:
     return typer.Option(parser=number, metavar="X", help=help, rich_help_panel=panel)
+
+
+def pairs(flag: str, texts: list[str] | None) -> dict[str, Any]:
+    """What a flag said as NAME=VALUE, however often it was given.
+
+    Raises:
+        BadInput: one is written otherwise, or a name is given twice.
+    """
+    from keystep.run.procedure_file import parse_setting
+
+    for text in texts or ():
+        if not text.partition("=")[1]:
+            raise BadInput("is written name=value", field=flag, value=text, mend=f"for instance {flag} name=value")
+    found = [parse_setting(text) for text in texts or ()]
+    if len(dict(found)) < len(found):
+        raise BadInput("is given twice", field=flag, value=[name for name, _ in found], mend="give every name once")
+    return dict(found)

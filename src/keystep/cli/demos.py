@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from keystep.cli.defaults import JOURNAL, MODEL, number_option, whole, whole_option
+from keystep.cli.defaults import JOURNAL, MODEL, number_option, pairs, whole, whole_option
 from keystep.cli.files import write_text
-from keystep.errors import BadInput, KeystepError
+from keystep.errors import BadInput
 
 if TYPE_CHECKING:
     from keystep.run import Run
@@ -62,13 +61,12 @@ def demos(
     """
     flags = dict(locals())
     from keystep.cli.job import Job, open_journal
-    from keystep.cli.solve import _pairs
     from keystep.run import Run
     from keystep.run.many import input_rows
     from keystep.solve.auto_cot import AutoCot, Selection
     from keystep.solve.solver import solver
 
-    chosen = solver("auto-cot", _pairs("--set", settings))
+    chosen = solver("auto-cot", pairs("--set", settings))
     assert isinstance(chosen, AutoCot)
     if chosen.demos is not None:
         raise BadInput("is what this command makes", field="--set demos", value=chosen.demos, mend="leave it out")
@@ -76,7 +74,7 @@ def demos(
         raise BadInput("is for --batch", field="--answers", value=str(answers), mend="add --batch 30")
     rows = input_rows(Path(inputs), frozenset({"question", "goal", "answer", "rationale", "prediction"}))
     selection = Selection(
-        solver=chosen, rows=rows, clusters=clusters, encoder=encoder, seed=means_seed, heuristics=_heuristics(_pairs("--check", check)),
+        solver=chosen, rows=rows, clusters=clusters, encoder=encoder, seed=means_seed, heuristics=_heuristics(pairs("--check", check)),
         fallback=fallback, batch=batch,
     )  # fmt: skip
     kept = ("model", "base_url", "api_key_env", "prices", "ahead_by", "cap", "temperature", "max_tokens", "seed", "budget_calls",
@@ -136,7 +134,7 @@ def _heuristics(values: dict[str, Any]) -> Heuristics:
 def _made(run: Run, selection: Any, quiet: bool) -> Demos:
     from dataclasses import replace
 
-    from keystep.cli.rows import stoppable
+    from keystep.cli.stopping import carried, stoppable
     from keystep.task import Task
 
     async def work() -> Demos:
@@ -148,16 +146,7 @@ def _made(run: Run, selection: Any, quiet: bool) -> Demos:
         finally:
             await run.asking.lm.close()
 
-    try:
-        return asyncio.run(work())
-    except KeystepError as error:
-        typer.echo(f"error: {error}", err=True)
-        if error.exit_code == 3:
-            typer.echo("what was asked is kept; the same command goes on", err=True)
-        raise typer.Exit(error.exit_code) from None
-    except (KeyboardInterrupt, asyncio.CancelledError):
-        typer.echo("stopped; what was asked is kept; the same command goes on", err=True)
-        raise typer.Exit(3) from None
+    return carried(work(), "asked")
 
 
 @contextmanager

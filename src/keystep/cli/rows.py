@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import typer
 from rich.console import Console, Group
@@ -19,6 +18,7 @@ from rich.text import Text
 
 from keystep.cli.job import Job, resume_command
 from keystep.cli.show import clock, result_json
+from keystep.cli.stopping import stoppable
 from keystep.errors import KeystepError
 from keystep.run import Many, ManyOutcome, Run
 
@@ -66,14 +66,6 @@ async def follow_rows(run: Run, many: Many, quiet: bool) -> ManyOutcome:
             return await many.execute(run)
     finally:
         await run.asking.lm.close()
-
-
-def stoppable() -> None:
-    """SIGTERM cancels the current task, as Ctrl-C does."""
-    task = asyncio.current_task()
-    assert task is not None
-    with suppress(NotImplementedError, RuntimeError):  # not everywhere, and in the main thread only
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
 
 
 @contextmanager

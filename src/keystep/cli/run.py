@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from keystep.cli.defaults import AHEAD_BY, JOURNAL, MODEL
+from keystep.cli.defaults import AHEAD_BY, JOURNAL, MODEL, pairs
 from keystep.cli.defaults import number_option as _number
 from keystep.cli.defaults import whole_option as _whole
 from keystep.cli.forecast import TARGET, forecast_first
@@ -99,11 +99,8 @@ def run(
     from keystep.cli.job import Job, absolute, open_journal
     from keystep.cli.rows import carry_out_rows
     from keystep.run.builtin import BUILTIN
-    from keystep.run.procedure_file import parse_setting
 
-    pairs = [parse_setting(text) for text in settings or ()]
-    if len(dict(pairs)) < len(pairs):
-        raise BadInput("is given twice", field="--set", value=[name for name, _ in pairs], mend="give every name once")
+    values = pairs("--set", settings)
     paths = {name: absolute(given[name]) for name in ("prices", "record", "replay", "inputs", "results")}
     if inputs and results is None:
         paths["results"] = absolute(f"{inputs.removesuffix(Path(inputs).suffix)}.results.jsonl")
@@ -114,7 +111,7 @@ def run(
     for name in _FORECAST[1:]:
         if flags[name] is not None and not forecast:
             raise BadInput("is the forecast's", field=f"--{name}", value=flags[name], mend="add --forecast")
-    job = Job.of({**given, **paths, "settings": dict(pairs)})
+    job = Job.of({**given, **paths, "settings": values})
     if job.procedure not in BUILTIN:
         job = job.model_copy(update={"procedure": absolute(job.procedure)})
     if job.on:

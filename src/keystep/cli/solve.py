@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from keystep.cli.defaults import JOURNAL, MODEL, number_option, whole_option
+from keystep.cli.defaults import JOURNAL, MODEL, number_option, pairs, whole_option
 from keystep.errors import BadInput, KeystepError
 
 if TYPE_CHECKING:
@@ -63,11 +63,11 @@ def solve(
     if method is None:
         typer.echo(json.dumps(sorted(SOLVERS)) if as_json else "\n".join(sorted(SOLVERS)))
         return
-    chosen = solver(method, _pairs("--set", settings))
+    chosen = solver(method, pairs("--set", settings))
     if (question is None) == (inputs is None):
         mend = "write: keystep solve METHOD 'the question', or: keystep solve METHOD --inputs FILE"
         raise BadInput("is wanted, or --inputs FILE, and not both", field="QUESTION", value=question, mend=mend)
-    more = _pairs("--input", given)
+    more = pairs("--input", given)
     if more.keys() & {"question", "goal"}:
         raise BadInput("is the question", field="--input", value=min(more.keys() & {"question", "goal"}), mend="write it behind METHOD")
     if inputs and more:
@@ -100,21 +100,9 @@ def solve(
         store.close()
 
 
-def _pairs(flag: str, texts: list[str] | None) -> dict[str, Any]:
-    from keystep.run.procedure_file import parse_setting
-
-    for text in texts or ():
-        if not text.partition("=")[1]:
-            raise BadInput("is written name=value", field=flag, value=text, mend=f"for instance {flag} name=value")
-    pairs = [parse_setting(text) for text in texts or ()]
-    if len(dict(pairs)) < len(pairs):
-        raise BadInput("is given twice", field=flag, value=[name for name, _ in pairs], mend="give every name once")
-    return dict(pairs)
-
-
 def _one(chosen: Solver, task: Task, run: Run, as_json: bool, quiet: bool) -> None:
     """Solve one question and print its answer."""
-    from keystep.cli.rows import stoppable
+    from keystep.cli.stopping import carried, stoppable
     from keystep.solve.solver import judged
 
     async def work() -> Any:
@@ -125,16 +113,7 @@ def _one(chosen: Solver, task: Task, run: Run, as_json: bool, quiet: bool) -> No
         finally:
             await run.asking.lm.close()
 
-    try:
-        found = asyncio.run(work())
-    except KeystepError as error:
-        typer.echo(f"error: {error}", err=True)
-        if error.exit_code == 3:
-            typer.echo("what was decided is kept; the same command goes on", err=True)
-        raise typer.Exit(error.exit_code) from None
-    except (KeyboardInterrupt, asyncio.CancelledError):
-        typer.echo("stopped; what was decided is kept; the same command goes on", err=True)
-        raise typer.Exit(3) from None
+    found = carried(work(), "decided")
     if not as_json:
         typer.echo(found.answer)
         return

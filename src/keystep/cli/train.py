@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from keystep.cli.defaults import number_option, whole_option
-from keystep.errors import KeystepError
+from keystep.cli.defaults import number_option, pairs, whole_option
 
 if TYPE_CHECKING:
     from keystep.nn.tuning import Tell
@@ -50,12 +48,11 @@ def daslam(
     """
     flags = dict(locals())
     from keystep.cli.job import Job
-    from keystep.cli.rows import stoppable
-    from keystep.cli.solve import _pairs
+    from keystep.cli.stopping import carried, stoppable
     from keystep.solve.daslam.problems import load
     from keystep.solve.daslam.train import Settings, train
 
-    chosen = Settings.of(_pairs("--set", settings))
+    chosen = Settings.of(pairs("--set", settings))
     problems = load(data)
     kept = ("base_url", "api_key_env", "prices", "seed", "budget_calls", "budget_tokens", "budget_cost", "budget_seconds")
     job = Job.of({**{name: flags[name] for name in kept}, "model": solver, "procedure": "train daslam", "first": True})
@@ -69,7 +66,7 @@ def daslam(
             await lm.close()
 
     with _stages(quiet or as_json) as tell:
-        report = _finished(work, tell)
+        report = carried(work(tell), "done")
     if as_json:
         typer.echo(report.model_dump_json())
         return
@@ -95,10 +92,9 @@ def explore_execute(
 
     The same command again goes on from the last checkpoint. Exit code: 0 trained, 2 bad input, 3 stopped.
     """
-    from keystep.cli.solve import _pairs
     from keystep.solve.explore_execute.train import Settings, train
 
-    chosen = Settings.of(_pairs("--set", settings))
+    chosen = Settings.of(pairs("--set", settings))
     try:
         with _stages(quiet or as_json) as tell:
             report = train(model, data, out, stage, chosen, seed=seed, tell=tell)
@@ -113,20 +109,6 @@ def explore_execute(
         + (f"; {report.left_out} rows were too long" if report.left_out else "")
     )
     typer.echo(f"the model is in {out}; use it: keystep solve explore-execute 'QUESTION' --set tagged=true --model hf:{out}")
-
-
-def _finished(work: Any, tell: Any) -> Any:
-    """What the work gives; where it stops, a word on how to go on, and exit code 3."""
-    try:
-        return asyncio.run(work(tell))
-    except KeystepError as error:
-        typer.echo(f"error: {error}", err=True)
-        if error.exit_code == 3:
-            typer.echo("what was done is kept; the same command goes on", err=True)
-        raise typer.Exit(error.exit_code) from None
-    except (KeyboardInterrupt, asyncio.CancelledError):
-        typer.echo("stopped; what was done is kept; the same command goes on", err=True)
-        raise typer.Exit(3) from None
 
 
 @contextmanager

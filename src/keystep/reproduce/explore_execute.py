@@ -32,7 +32,7 @@ from keystep.measure.chart import Chart, Line, save
 from keystep.reproduce import Reproduction, machine
 from keystep.reproduce._nets import _cache
 from keystep.reproduce._ranked_arithmetic import Chains, solving
-from keystep.run import AheadBy, Many, Run
+from keystep.run import AheadBy, Many, Run, Sampling
 from keystep.run.vote import First, Rule
 from keystep.solve.explore_execute import format
 from keystep.solve.explore_execute.adherence import adherence
@@ -115,9 +115,10 @@ def searched(lm: Chains, problems: Sequence[Problem], settings: Mapping[str, Any
 def followed(lm: Chains, problems: Sequence[Problem], orders: Sequence[Sequence[int]]) -> dict[str, float]:
     """Plans handed to the model: how often the execution keeps to the order, how often it is the right one of it, and the adherence."""
 
+    run = Run(lm, vote=First(cap=1), sampling=Sampling(temperature=0, max_tokens=64, stop=(format.EXECUTION_END,)))
+
     async def one(of: Problem, order: Sequence[int]) -> str:
-        sampling: dict[str, Any] = {"stop": (format.EXECUTION_END,), "temperature": 0, "max_tokens": 64}
-        return (await lm.complete(of.question, prefix=format.begun(of.plan(order)), **sampling))[0].text
+        return str((await run.ask(of.question, parse=str, prefix=format.begun(of.plan(order)))).value)
 
     async def every() -> list[str]:
         return await asyncio.gather(*(one(of, order) for of, order in zip(problems, orders, strict=True)))

@@ -9,6 +9,8 @@ import re
 from collections import Counter
 from collections.abc import Hashable, Sequence
 
+from keystep.subsequence import common
+
 _WORD = re.compile(r"[a-z0-9]+")
 
 
@@ -30,19 +32,6 @@ def rouge_l(predicted: Sequence[str], gold: Sequence[str]) -> float:
 
 def f1(shared: int, predicted: int, gold: int) -> float:
     return 2 * shared / (predicted + gold) if shared else 0.0
-
-
-def common(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
-    """Length of the longest common subsequence, bit-parallel (Hyyrö 2004): one addition of len(shorter)-bit numbers an element."""
-    short, long = sorted((a, b), key=len)
-    places: dict[Hashable, int] = {}
-    for place, item in enumerate(short):
-        places[item] = places.get(item, 0) | 1 << place
-    rest = full = (1 << len(short)) - 1
-    for item in long:
-        matched = rest & places.get(item, 0)
-        rest = (rest + matched | rest - matched) & full
-    return len(short) - rest.bit_count()
 
 
 def ratio(a: Sequence[Hashable], b: Sequence[Hashable]) -> float:

@@ -8,6 +8,7 @@ Programming, vol. 2, 4.3.1, algorithm M), so n digits times m digits are n m ste
 from __future__ import annotations
 
 import re
+from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -61,8 +62,9 @@ class _Columns(Item):
     def parse(self, text: str, state: Any) -> Any:
         return read(text)
 
+    @abstractmethod
     def _result(self) -> int:
-        raise NotImplementedError
+        """What the numbers come to."""
 
     def check(self, answers: Iterable[Any]) -> int | None:
         wrong = first_wrong(answers, self.truth())
@@ -75,8 +77,9 @@ class _Columns(Item):
             yield state, answer
             state = self.update(state, answer)
 
+    @abstractmethod
     def _true(self, state: Any) -> list[int]:
-        raise NotImplementedError
+        """The right answer to a state."""
 
     def identity(self) -> Any:
         numbers = [str(number) for number in self.numbers]

@@ -9,9 +9,9 @@ counterparts that stand in the plan's order, each used once.
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Sequence
 
 from keystep.solve.explore_execute.answers import last_box
+from keystep.subsequence import common
 
 COUNTERPART = 0.3  # of the words, to be above
 BOX_WITHIN = 300  # characters at the end of a response in which its box has to begin
@@ -22,18 +22,6 @@ _TITLE = re.compile(r"\d+\.\s*([^\n]*)")
 def titles(text: str) -> list[str]:
     """The numbered lines of a text, without their numbers."""
     return [title.strip() for title in _TITLE.findall(text.replace("*", ""))]
-
-
-def common(first: Sequence[Hashable], second: Sequence[Hashable]) -> int:
-    """The length of the longest common subsequence (bit-parallel: Hyyrö 2004)."""
-    places: dict[Hashable, int] = {}
-    for place, item in enumerate(first):
-        places[item] = places.get(item, 0) | 1 << place
-    everything = left = (1 << len(first)) - 1
-    for item in second:
-        met = left & places.get(item, 0)
-        left = (left + met | left - met) & everything
-    return len(first) - left.bit_count()
 
 
 def word_ratio(first: str, second: str) -> float:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from keystep.errors import MissingExtra
-from keystep.solve.explore_execute.adherence import common
+from keystep.subsequence import common
 
 SEED = 42  # of k-means
 NOTHING_NEW = 0.85  # share of a revision's distinct words that the plan has already, to be above
