@@ -61,7 +61,7 @@ CASES = (
     Case("localize", ("edit", "locate", "base", "tuned", "--data", "data.jsonl", "--steps", "14", "--sparsity", "0.2", "--out", "OUT"),
          _patched, _grafted, "keystep.edit.localize.graft._Graft.step"),
     Case("corda", ("edit", "adapt", "base", "--data", "data.jsonl", "--mode", "instruction", "--rank", "3", "--out", "OUT"),
-         _adapted, AutoPeftModelForCausalLM.from_pretrained, "keystep.edit.corda.decompose", 8, True),
+         _adapted, AutoPeftModelForCausalLM.from_pretrained, "keystep.edit.corda.adapter.decompose", 8, True),
 )  # fmt: skip
 EVERY = pytest.mark.parametrize(("case", "architecture"), [pytest.param(c, a, id=f"{c.name}-{a}") for c in CASES for a in ARCHITECTURES])
 
