@@ -215,7 +215,7 @@ SETTINGS_TRIED = [
     "cut off before their end: Rotate with 900 updates, the three tasks in one net, direct Decode with 1,000 and stepwise with 300; "
     "so the setting fixed after these had not been trained to its end before",
     "that setting, run whole at three seeds, did not hold: stepwise on single steps of problems of 2 to 8 only, 300 updates, p from those "
-    "too. p .96, but states of more than 8 steps were new to the net: stepwise SM .89, .20, 0 at 2 to 6, 7 to 16, 17 to 25 steps, the closed "
+    "too. p .96, but states of more than 8 steps were new to the net: stepwise SM .89, .20, 0 at 2 to 6, 7 to 16, 17 to 25 steps, closed "
     "form off by .45; direct SM .97 at 2 to 8 steps, 0 at 17 to 25. Answers without an end were cut late, which took most of its time",
     "stepwise, single steps of problems of 2 to 25, seed 100, 600 updates: .978 of steps right, 16 of 1,018 wrong before the 18th state, "
     "8 of 77 from there on",
