@@ -151,7 +151,7 @@ KINDS = {
     "hanoi": Kind(hanoi_tokens.VOCABULARY, 64, hanoi_loss),
     "ledger": Kind(ledger_tokens.VOCABULARY, 256, ledger.loss, ledger.start),
     "arithmetic": Kind(arithmetic_tokens.VOCABULARY, 16, examples=Examples(arithmetic.batch, arithmetic.PROMPT, arithmetic.wanted)),
-    "pairs": Kind(pairs_tokens.VOCABULARY, 16, start=pairs.start, examples=Examples(pairs.batch, pairs.PROMPT, pairs.pool)),
+    "pairs": Kind(pairs_tokens.VOCABULARY, 16, examples=Examples(pairs.batch, pairs.PROMPT, pairs.pool)),
 }
 
 AGAIN = 0.15  # of a batch: examples that members before this one got wrong, so that its errors are others
@@ -182,11 +182,11 @@ ENSEMBLES: dict[str, list[Member]] = {
         Member(seed=35, width=32, hidden=104, batch=256, updates=1400),
     ],
     "pairs": [
-        Member(seed=41, width=48, hidden=128, heads=6, batch=192, updates=2200),
-        Member(seed=42, width=48, hidden=112, heads=6, batch=192, updates=2200),
-        Member(seed=43, width=48, hidden=144, heads=6, batch=192, updates=2200),
-        Member(seed=44, width=48, hidden=128, heads=6, batch=192, updates=2200),
-        Member(seed=45, width=48, hidden=128, heads=6, batch=192, updates=2200),
+        Member(seed=41, width=32, hidden=64, batch=192, updates=540),
+        Member(seed=42, width=32, hidden=56, batch=192, updates=560),
+        Member(seed=43, width=32, hidden=72, batch=192, updates=650),
+        Member(seed=44, width=28, hidden=64, batch=192, updates=720),
+        Member(seed=45, width=32, hidden=48, batch=192, updates=620),
     ],
     "hanoi-large": [
         Member(seed=11, width=64, hidden=176, updates=6000, tall=3.0, hard=HARD),
