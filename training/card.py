@@ -9,6 +9,7 @@ ensemble is made for.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,12 +21,18 @@ import hanoi
 import ledger
 import numpy as np
 import pairs
+import problems
+import strings
+from scan import vote
 
 from keystep.lm.embedded.arithmetic import encode as arithmetic_encode
 from keystep.lm.embedded.ledger import END, MAX_VALUE, VALUE, encode, render
 from keystep.lm.embedded.model import WEIGHTS, Ensemble, answer_probabilities, load
+from keystep.lm.embedded.problems import encode as problems_encode
+from keystep.lm.embedded.strings import encode as strings_encode
 from keystep.run import Procedure
 from keystep.run.builtin import builtin
+from keystep.run.builtin.problem import Problem
 from keystep.worlds import ledger as ledger_world
 
 DOCS = Path(__file__).parent.parent / "docs/models"
@@ -36,12 +43,19 @@ WORDS, DICTIONARIES = (2, 10, 25, 50, 75, 100), 105  # dictionary sizes, and dic
 LEDGER_RUNS, LEDGER_STEPS, LEDGER_WORDS = 5, 2000, 100
 PRODUCTS, PRODUCT_DIGITS = 200, (5, 10)  # multiplications of random numbers of so many digits
 PAIRS = 1500  # pairs of each kind
+AHEAD_BY = 3  # of the vote
+STRINGS = 3000  # string steps of each kind
+TEXTS = {10: 100, 200: 10}  # texts of random words of at most 10 letters: how many of each number of words
+SENTENCES = 500  # sentences of each kind, and as many with something in them that was held out of training
+PROBLEMS, PROBLEM_OPERATIONS = 200, 4  # word problems about held-out pairs of a name and things
 LISTS = {5: 200, 500: 20}  # sorted lists: how many of each length
 
 
 @dataclass
 class Steps:
-    """Steps of one prompt length: tokens of the prompts [N, P] and right answers [N, A], and how many a prompt shares with others."""
+    """Steps of one prompt length: tokens of the prompts [N, P] and right answers [N, A], and how many a prompt shares with others.
+
+    An answer ends with its first END, whatever fills it up behind."""
 
     label: int | str
     prompts: np.ndarray
@@ -66,6 +80,13 @@ def random_steps(skill: str) -> Iterator[Steps]:
     elif skill == "pairs":
         for kind, label in enumerate(pairs.KINDS):
             yield examples(label, pairs.examples(*pairs.draw(rng, PAIRS, kind)), pairs.PROMPT)
+    elif skill == "strings":
+        for kind, label in enumerate(strings.KINDS):
+            yield examples(label, strings.draw(rng, STRINGS, kind), strings.PROMPT)
+    elif skill == "problems":
+        for kind, label in enumerate(problems.KINDS):
+            yield examples(label, problems.draw(rng, SENTENCES, kind), problems.PROMPT)
+            yield examples(f"{label}, held out", problems.draw(rng, SENTENCES, kind, held=True), problems.PROMPT)
     elif skill == "hanoi":
         for disks in range(3, 21):
             yield hanoi_steps(hanoi.batch(rng, PER_HEIGHT, disks), disks)
@@ -86,6 +107,11 @@ def task_steps(ensemble: str) -> dict[str, list[Steps]]:
         return {f"{PRODUCTS} products of {digits}-digit numbers, every step": products(digits) for digits in PRODUCT_DIGITS}
     if ensemble == "pairs":
         return {f"{count} lists of {size}, every step of their sorting": lists(size, count) for size, count in LISTS.items()}
+    if ensemble == "strings":
+        return {f"the last letters of {count} texts of {words} words, every step": texts(words, count) for words, count in TEXTS.items()}
+    if ensemble == "problems":
+        title = f"the sentences of {PROBLEMS} problems with {PROBLEM_OPERATIONS} operations, about names and things held out of training"
+        return {title: told()}
     runs = [ledger_run(instance) for instance in range(LEDGER_RUNS)]
     return {f"{LEDGER_RUNS} ledgers of {LEDGER_WORDS} words, all {LEDGER_STEPS:,} steps of each": runs}
 
@@ -118,9 +144,38 @@ def lists(size: int, count: int) -> list[Steps]:
     return [run_steps(number, builtin("sort", {"size": size, "instance": SEED + number})) for number in range(count)]
 
 
+def texts(words: int, count: int) -> list[Steps]:
+    """The steps of the procedure `letters` on texts of random words."""
+    rng = np.random.default_rng([SEED, words])
+    alphabet = np.array(list("abcdefghijklmnopqrstuvwxyz"))
+    drawn = [["".join(rng.choice(alphabet, rng.integers(1, 11))) for _ in range(words)] for _ in range(count)]
+    glues = ("nothing", "space", "comma", "semi-colon")
+    return [
+        run_steps(number, builtin("letters", {"text": " ".join(text), "glue": glues[number % len(glues)]}))
+        for number, text in enumerate(drawn)
+    ]
+
+
+def told() -> list[Steps]:
+    """The reading steps of the procedure `problem` on random problems about held-out names and things."""
+    found: list[Steps] = []
+    for instance in itertools.count(SEED):
+        work = Problem(instance=instance, operations=PROBLEM_OPERATIONS)
+        if problems.held_pair(*work.about):
+            found.append(run_steps(len(found), work))
+        if len(found) == PROBLEMS:
+            return found
+    raise AssertionError("there is no end of problems")
+
+
 def run_steps(label: int, work: Procedure) -> Steps:
-    """Every step of a procedure `multiply` or `sort` as its ensemble's tokens."""
+    """Every step of a procedure `multiply`, `sort`, `letters` or `problem` as its ensemble's tokens."""
     assert work.truth is not None
+    if work.name in ("letters", "problem"):
+        known_as, tokens = (strings_encode, strings.answer) if work.name == "letters" else (problems_encode, problems.answer)
+        steps = [(known_as(str(work.prompt(state))), answer) for state, answer in work.truth()]
+        asked = [(known[0], tokens(answer)) for known, answer in steps if known]  # a problem's other steps are arithmetic
+        return Steps(label, np.array([prompt for prompt, _ in asked]), np.array([answer for _, answer in asked]))
     if work.name == "multiply":
         known = [(arithmetic_encode(str(work.prompt(state))), answer) for state, answer in work.truth()]
         prompts, answers = ([each for each, _ in known if each], [answer for _, answer in known])
@@ -131,8 +186,16 @@ def run_steps(label: int, work: Procedure) -> Steps:
 
 def measured(ensemble: Ensemble, steps: Steps) -> tuple[np.ndarray, np.ndarray]:
     """Probability of the right answer at temperature 1, and whether greedy decoding gives it: both [members, N]."""
-    both = [answer_probabilities(member, steps.prompts, steps.answers, 1.0, steps.shared) for member in ensemble.members]
-    return np.stack([p for p, _ in both]), np.stack([right for _, right in both])
+    ends = (steps.answers == END).argmax(1) + 1
+    shape = len(ensemble.members), len(ends)
+    p, right = np.empty(shape), np.empty(shape, bool)
+    for end in np.unique(ends):
+        rows = np.flatnonzero(ends == end)
+        for place, member in enumerate(ensemble.members):
+            p[place, rows], right[place, rows] = answer_probabilities(
+                member, steps.prompts[rows], steps.answers[rows, :end], 1.0, steps.shared
+            )
+    return p, right
 
 
 def wrong_together(wrong: np.ndarray) -> dict[str, Any]:
@@ -182,7 +245,9 @@ def make_card(name: str) -> dict[str, Any]:
         p, right = measured(ensemble, steps)
         random.append((p, right))
         pooled, greedy = float(1 - p.mean()), (~right).mean(1).tolist()
-        by_label.append({"size": steps.label, "steps": p.shape[1], "pool_sampled_error": pooled, "greedy_error": greedy})
+        voted = float(1 - vote(p, AHEAD_BY)[0].mean())
+        figures = {"pool_sampled_error": pooled, "vote_error": voted, "greedy_error": greedy}
+        by_label.append({"size": steps.label, "steps": p.shape[1], **figures})
     tasks = {}
     for title, parts in task_steps(name).items():
         found = [measured(ensemble, part) for part in parts]
@@ -287,7 +352,7 @@ def page(card: dict[str, Any]) -> str:
         for place, one in enumerate(card["members"])
     ]
     by_size = [
-        [one["size"], f"{one['steps']:,}", percent(one["pool_sampled_error"]), *map(percent, one["greedy_error"])]
+        [one["size"], f"{one['steps']:,}", *map(percent, (one["pool_sampled_error"], one["vote_error"], *one["greedy_error"]))]
         for one in card["random_by_size"]
     ]
     greedy = [f"greedy {place}" for place in range(len(members))]
@@ -303,9 +368,9 @@ def page(card: dict[str, Any]) -> str:
             *further(card["members"][0].get("hard", [])),
             *(section(title, found) for title, found in card["tasks"].items()),
             section("Every step there is" if name == "arithmetic" else "Random steps", card["random"]),
-            f"By {sizes}:",
+            f"By {sizes}; the vote is by {AHEAD_BY} ahead, as if all wrong answers agreed:",
             "",
-            table([sizes, "steps", "pool, sampled", *greedy], by_size),
+            table([sizes, "steps", "pool, sampled", "vote", *greedy], by_size),
             "",
         ]
     )
