@@ -6,7 +6,9 @@ A method is a `Case`: how to call it, and what stands afterwards. It gets a base
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,7 @@ from typer.testing import CliRunner
 
 from keystep.cli import app
 from keystep.edit.localize import Patch
+from keystep.edit.unlearn import attach, load
 from keystep.nn.checkpoint import load_model, save_model
 from keystep.worlds.skills import World, small_model, tokenizer
 
@@ -28,9 +31,9 @@ ARCHITECTURES = ("llama", "gpt2")
 
 @dataclass(frozen=True)
 class Case:
-    """`command` makes OUT of the checkpoints base/ and tuned/ and the examples data.jsonl, all in the folder it runs in, and takes
-    --seed and --json; `use` gives the model that OUT makes of the base, and `stock` the same by other programs, from what was written.
-    A method that only prepares (`keeps`) makes a model that does what the base did, by other weights."""
+    """`command` makes OUT of the checkpoints base/ and tuned/ and the examples data.jsonl (`flag`) and other.jsonl, all in the folder it
+    runs in, and takes --seed and --json; `use` gives the model that OUT makes of the base, and `stock` the same by other programs, from
+    what was written. A method that only prepares, or leaves logits alone, (`keeps`) makes a model that does what the base did."""
 
     name: str
     command: tuple[str, ...]
@@ -39,6 +42,7 @@ class Case:
     steps: str  # the function whose calls are the steps of the work
     stop: int = 12  # the call that is stopped
     keeps: bool = False
+    flag: str = "--data"
 
 
 def _patched(out: Path) -> Any:
@@ -57,11 +61,34 @@ def _adapted(out: Path) -> Any:
     return PeftModel.from_pretrained(load_model(out / "base"), out)
 
 
+def _guarded(out: Path) -> Any:
+    model = load_model(out.parent / "base")
+    attach(model, load(out))
+    return model
+
+
+def _guarded_alone(out: Path) -> Any:
+    """By the program that lies in the folder, which knows nothing of keystep."""
+    spec = importlib.util.spec_from_file_location("generate", out / "custom_generate" / "generate.py")
+    assert spec is not None and spec.loader is not None
+    sys.modules["generate"] = program = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(program)
+    del sys.modules["generate"]
+    model, guard = AutoModelForCausalLM.from_pretrained(out.parent / "base"), program.read(out)
+    assert program.misfit(guard, model) == ""
+    program.Attached(model, guard)
+    return model
+
+
+_FORGET = ("edit", "forget", "base", "--skill", "data.jsonl", "--retain", "other.jsonl", "--relearn", "2", "--out", "OUT", "--method")
 CASES = (
     Case("localize", ("edit", "locate", "base", "tuned", "--data", "data.jsonl", "--steps", "14", "--sparsity", "0.2", "--out", "OUT"),
          _patched, _grafted, "keystep.edit.localize.graft._Graft.step"),
     Case("corda", ("edit", "adapt", "base", "--data", "data.jsonl", "--mode", "instruction", "--rank", "3", "--out", "OUT"),
-         _adapted, AutoPeftModelForCausalLM.from_pretrained, "keystep.edit.corda.decompose", 8, True),
+         _adapted, AutoPeftModelForCausalLM.from_pretrained, "keystep.edit.corda.adapter.decompose", 8, True),
+    Case("key-space", (*_FORGET, "key-space"), _guarded, _guarded_alone, "keystep.edit.unlearn.forget._Work.step", 5, True, "--skill"),
+    Case("neuron-adjust", (*_FORGET, "neuron-adjust", "--share", "0.3"), _guarded, _guarded_alone,
+         "keystep.edit.unlearn.forget._Work.step", 6, False, "--skill"),
 )  # fmt: skip
 EVERY = pytest.mark.parametrize(("case", "architecture"), [pytest.param(c, a, id=f"{c.name}-{a}") for c in CASES for a in ARCHITECTURES])
 
@@ -85,8 +112,9 @@ def here(tmp_path, monkeypatch, architecture):
                 parameter += 0.1 * torch.randn(parameter.shape, generator=draw)
     save_model(base, tokenizer(), tmp_path / "base")
     save_model(tuned, tokenizer(), tmp_path / "tuned")
-    rows = [json.dumps(problem._asdict()) for problem in World(5).drawn("succ", "train", 40)]
-    (tmp_path / "data.jsonl").write_text("\n".join(rows))
+    for name, skill in (("data", "succ"), ("other", "rev")):
+        rows = [json.dumps(problem._asdict()) for problem in World(5).drawn(skill, "train", 40)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(rows))
     return tmp_path
 
 
@@ -148,8 +176,8 @@ def test_bad_input(case, here, architecture):
         assert said in found.stderr, found.stderr
 
     (here / "bad.jsonl").write_text('{"prompt": "a", "answer": "b"}\n{"prompt": 1}\n')
-    refused("bad.jsonl line 2", "--data", "bad.jsonl")
-    refused("cannot be read", "--data", "none.jsonl")
+    refused("bad.jsonl line 2", case.flag, "bad.jsonl")
+    refused("cannot be read", case.flag, "none.jsonl")
     weights = here / "base" / "model.safetensors"
     content = weights.read_bytes()
     torch.save({"a": torch.zeros(3)}, weights)

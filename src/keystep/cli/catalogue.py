@@ -53,6 +53,10 @@ METHODS = (
         "skill-localization", "edit",
         "Panigrahi et al. 2023, Task-Specific Skill Localization in Fine-tuned Language Models, arXiv 2302.06600", "keystep edit locate",
     ),
+    Method(
+        "skill-unlearning", "edit", "Li et al. 2025, Effective Skill Unlearning through Intervention and Abstention, arXiv 2503.21730",
+        "keystep edit forget",
+    ),
     Method("corda", "edit", "Yang et al. 2024, CorDA: Context-Oriented Decomposition Adaptation, arXiv 2406.05223", "keystep edit adapt"),
 )  # fmt: skip
 

@@ -1,0 +1,180 @@
+"""What a guard does: how right the model is with it and without, how often it abstains, and how soon the skill is back.
+
+Everything is measured with the right answers given (teacher forcing): an example is right where greedy decoding gives its answer and no
+token on the way comes into a box, which is just what `generate` would do. The relearning probe tunes a copy of the model on examples of
+the skill, guard in place, and counts the updates until the model is nearly as right as it was without the guard: what was hidden is
+back soon, what was unlearned takes as long as learning it. (Who can take the guard out needs none.)
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from keystep.edit.unlearn.guard import attach
+from keystep.edit.unlearn.guarded import Guard, ratio
+from keystep.edit.unlearn.probing import at_tokens, by_example, watched
+from keystep.errors import BadInput
+from keystep.nn.examples import Examples, judge
+from keystep.nn.fit import Fit, fit, shuffled
+from keystep.nn.layers import FeedForward, feed_forward_blocks
+
+DRAWS = 3  # runs that a figure of Neuron Adjust is the mean of
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Of one set of examples: the shares that are right and that are answered by the refusal; the loss (nats a token) of what is not."""
+
+    accuracy: float
+    abstains: float
+    loss: float
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Of one set: `drop` is 1 − after / before of the accuracy (None: before is 0)."""
+
+    forget: bool
+    examples: int
+    before: Figures
+    after: Figures
+
+    @property
+    def drop(self) -> float | None:
+        return 1 - self.after.accuracy / self.before.accuracy if self.before.accuracy else None
+
+
+def abstains(model: Any, guard: Guard, examples: Examples, *, end: int | None = None, batch: int = 32) -> np.ndarray:
+    """Of each example, whether a key comes into a box after its prompt or, where the guard watches that, after a token of its answer."""
+    hit = torch.zeros(len(examples), dtype=torch.bool)
+    layers = {box.layer for box in guard.boxes}
+    blocks = [block for block in feed_forward_blocks(model) if block.number in layers]
+    for at in range(0, len(examples), batch) if blocks else ():
+        which = list(range(at, min(at + batch, len(examples))))
+        places = [watched(examples, number, end) for number in which]
+        if guard.watch == "prompt":
+            places = [place[:1] for place in places]
+
+        def look(block: FeedForward, keys: Tensor, at: int = at, places: list[range] = places) -> None:
+            for box in guard.boxes:
+                if box.layer == block.number:
+                    inside = ratio(keys, box.mean.to(keys.device), box.std.to(keys.device)) <= box.limit
+                    hit[at : at + len(places)] |= torch.stack([part.any() for part in by_example(inside.cpu(), places)])
+
+        at_tokens(model, blocks, examples, which, places, look)
+    return hit.numpy()
+
+
+def figures(model: Any, guard: Guard | None, examples: Examples, *, end: int | None = None, batch: int = 32, check: bool = True) -> Figures:
+    """Of a model without a guard in it, with the guard put in for a while."""
+    if guard is None:
+        found = judge(model, examples, batch=batch, device=model.device)
+        return Figures(found.accuracy, 0.0, found.loss)
+    refused = abstains(model, guard, examples, end=end, batch=batch)
+    attached = attach(model, guard, check=check)
+    try:
+        draws = []
+        for draw in range(DRAWS if guard.shifts else 1):
+            attached.reseed(guard.seed + draw)
+            draws.append(judge(model, examples, batch=batch, device=model.device))
+    finally:
+        attached.remove()
+    right = [float((each.right & ~refused).mean()) for each in draws]
+    return Figures(float(np.mean(right)), float(refused.mean()), float(np.mean([each.loss for each in draws])))
+
+
+def report(
+    model: Any, guard: Guard, skills: Mapping[str, Examples], retain: Mapping[str, Examples], *, end: int | None = None, batch: int = 32,
+    tick: Callable[[], object] | None = None,
+) -> dict[str, Row]:  # fmt: skip
+    """By name of the set; `tick` is called after each."""
+    found = {}
+    for name, examples in {**skills, **retain}.items():
+        before, after = (figures(model, each, examples, end=end, batch=batch) for each in (None, guard))
+        found[name] = Row(name in skills, len(examples), before, after)
+        if tick is not None:
+            tick()
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Relearn:
+    """AdamW at a constant rate. Back is a skill at `back` of the accuracy that the model had without the guard."""
+
+    updates: int = 32
+    rate: float = 1e-4
+    batch: int = 16
+    back: float = 0.95
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Relearned:
+    """`updates` is the first of the `course` at which the skill was back, None where it was not; `course` has accuracy and abstention after
+    so many updates."""
+
+    updates: int | None
+    target: float
+    course: list[dict[str, float]]
+
+
+def relearn(
+    model: Any, guard: Guard | None, train: Examples, test: Examples, settings: Relearn | None = None, *, target: float | None = None,
+    end: int | None = None, batch: int = 32, tick: Callable[[float], object] | None = None,
+) -> Relearned:  # fmt: skip
+    """Tune a copy of the model on `train`, guard in place, and look at `test` after 0, 1, 2, 4, 8, … updates, until the skill is back.
+
+    Args:
+        target: an accuracy; None takes `settings.back` of the model's without the guard.
+        tick: called with the loss after every update.
+
+    Raises:
+        BadInput: the model has no right answer even without the guard; the rate is too large.
+    """
+    chosen = settings or Relearn()
+    wanted = chosen.back * figures(model, None, test, batch=batch).accuracy if target is None else target
+    if wanted <= 0:
+        raise BadInput("has no right answer on the skill even without the guard", field="model", mend="leave the relearning probe out")
+    tuned = copy.deepcopy(model)
+    course: list[dict[str, float]] = []
+
+    def look(updates: int) -> bool:
+        found = figures(tuned, guard, test, end=end, batch=batch, check=False)
+        course.append({"updates": updates, "accuracy": found.accuracy, "abstains": found.abstains})
+        return found.accuracy >= wanted
+
+    if look(0):
+        return Relearned(0, wanted, course)
+    attached = [attach(tuned, guard or Guard(), check=False)]
+    done = 0
+
+    def count(loss: float) -> None:
+        nonlocal done
+        done += 1
+        if tick is not None:
+            tick(loss)
+        if done & (done - 1) == 0 or done == chosen.updates:
+            attached.pop().remove()
+            tuned.eval()
+            if look(done):
+                raise _Back
+            tuned.train()
+            attached.append(attach(tuned, guard or Guard(), check=False))
+
+    rates = Fit(chosen.updates, chosen.rate, batch=chosen.batch, floor=1.0, seed=chosen.seed)
+    try:
+        fit(tuned, shuffled(train, chosen.batch, chosen.seed, tuned.device), rates, labels=train.labels, tick=count)
+    except _Back:
+        return Relearned(done, wanted, course)
+    return Relearned(None, wanted, course)
+
+
+class _Back(Exception):
+    pass
