@@ -9,6 +9,7 @@ where that is possible) and every single step of the tasks the ensemble is made 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,13 +21,18 @@ import hanoi
 import ledger
 import numpy as np
 import pairs
+import problems
+import strings
 from scan import vote
 
 from keystep.lm.embedded.arithmetic import encode as arithmetic_encode
 from keystep.lm.embedded.ledger import END, MAX_VALUE, VALUE, encode, render
 from keystep.lm.embedded.model import WEIGHTS, Ensemble, answer_probabilities, load
+from keystep.lm.embedded.problems import encode as problems_encode
+from keystep.lm.embedded.strings import encode as strings_encode
 from keystep.run import Procedure
 from keystep.run.builtin import builtin
+from keystep.run.builtin.problem import Problem
 from keystep.worlds import ledger as ledger_world
 
 DOCS = Path(__file__).parent.parent / "docs/models"
@@ -39,11 +45,17 @@ PRODUCTS, PRODUCT_DIGITS = 200, (5, 10)  # multiplications of random numbers of 
 PAIRS = 1500  # pairs of each kind
 LISTS = {5: 200, 500: 5}  # sorted lists: how many of each length
 VOTE, HEAT = 3, 0.5  # the vote that is foreseen: first to lead by so many, at this temperature
+STRINGS = 3000  # string steps of each kind
+TEXTS = {10: 100, 200: 10}  # texts of random words of at most 10 letters: how many of each number of words
+SENTENCES = 500  # sentences of each kind, and as many with something in them that was held out of training
+PROBLEMS, PROBLEM_OPERATIONS = 200, 4  # word problems about held-out pairs of a name and things
 
 
 @dataclass
 class Steps:
-    """Steps of one prompt length: tokens of the prompts [N, P] and right answers [N, A], and how many a prompt shares with others."""
+    """Steps of one prompt length: tokens of the prompts [N, P] and right answers [N, A], and how many a prompt shares with others.
+
+    An answer ends with its first END, whatever fills it up behind."""
 
     label: int | str
     prompts: np.ndarray
@@ -68,6 +80,13 @@ def random_steps(skill: str) -> Iterator[Steps]:
     elif skill == "pairs":
         for kind, label in enumerate(pairs.KINDS):
             yield examples(label, pairs.examples(*pairs.draw(rng, PAIRS, kind)), pairs.PROMPT)
+    elif skill == "strings":
+        for kind, label in enumerate(strings.KINDS):
+            yield examples(label, strings.draw(rng, STRINGS, kind), strings.PROMPT)
+    elif skill == "problems":
+        for kind, label in enumerate(problems.KINDS):
+            yield examples(label, problems.draw(rng, SENTENCES, kind), problems.PROMPT)
+            yield examples(f"{label}, held out", problems.draw(rng, SENTENCES, kind, held=True), problems.PROMPT)
     elif skill == "hanoi":
         for disks in range(3, 21):
             yield hanoi_steps(hanoi.batch(rng, PER_HEIGHT, disks), disks)
@@ -88,6 +107,11 @@ def task_steps(ensemble: str) -> dict[str, list[Steps]]:
         return {f"{PRODUCTS} products of {digits}-digit numbers, every step": products(digits) for digits in PRODUCT_DIGITS}
     if ensemble == "pairs":
         return {f"{count} lists of {size}, every step of their sorting": lists(size, count) for size, count in LISTS.items()}
+    if ensemble == "strings":
+        return {f"the last letters of {count} texts of {words} words, every step": texts(words, count) for words, count in TEXTS.items()}
+    if ensemble == "problems":
+        title = f"the sentences of {PROBLEMS} problems with {PROBLEM_OPERATIONS} operations, about names and things held out of training"
+        return {title: told()}
     runs = [ledger_run(instance) for instance in range(LEDGER_RUNS)]
     return {f"{LEDGER_RUNS} ledgers of {LEDGER_WORDS} words, all {LEDGER_STEPS:,} steps of each": runs}
 
@@ -120,9 +144,38 @@ def lists(size: int, count: int) -> list[Steps]:
     return [run_steps(number, builtin("sort", {"size": size, "instance": SEED + number})) for number in range(count)]
 
 
+def texts(words: int, count: int) -> list[Steps]:
+    """The steps of the procedure `letters` on texts of random words."""
+    rng = np.random.default_rng([SEED, words])
+    alphabet = np.array(list("abcdefghijklmnopqrstuvwxyz"))
+    drawn = [["".join(rng.choice(alphabet, rng.integers(1, 11))) for _ in range(words)] for _ in range(count)]
+    glues = ("nothing", "space", "comma", "semi-colon")
+    return [
+        run_steps(number, builtin("letters", {"text": " ".join(text), "glue": glues[number % len(glues)]}))
+        for number, text in enumerate(drawn)
+    ]
+
+
+def told() -> list[Steps]:
+    """The reading steps of the procedure `problem` on random problems about held-out names and things."""
+    found: list[Steps] = []
+    for instance in itertools.count(SEED):
+        work = Problem(instance=instance, operations=PROBLEM_OPERATIONS)
+        if problems.held_pair(*work.about):
+            found.append(run_steps(len(found), work))
+        if len(found) == PROBLEMS:
+            return found
+    raise AssertionError("there is no end of problems")
+
+
 def run_steps(label: int, work: Procedure) -> Steps:
-    """Every step of a procedure `multiply` or `sort` as its ensemble's tokens."""
+    """Every step of a procedure `multiply`, `sort`, `letters` or `problem` as its ensemble's tokens."""
     assert work.truth is not None
+    if work.name in ("letters", "problem"):
+        known_as, tokens = (strings_encode, strings.answer) if work.name == "letters" else (problems_encode, problems.answer)
+        steps = [(known_as(str(work.prompt(state))), answer) for state, answer in work.truth()]
+        asked = [(known[0], tokens(answer)) for known, answer in steps if known]  # a problem's other steps are arithmetic
+        return Steps(label, np.array([prompt for prompt, _ in asked]), np.array([answer for _, answer in asked]))
     if work.name == "multiply":
         known = [(arithmetic_encode(str(work.prompt(state))), answer) for state, answer in work.truth()]
         prompts, answers = ([each for each, _ in known if each], [answer for _, answer in known])
