@@ -57,9 +57,9 @@ def watched(examples: Examples, number: int, end: int | None) -> range:
 
 @torch.no_grad()
 def run(model: Any, rows: Sequence[Sequence[int]], padding: int) -> None:
-    """One forward pass over rows of tokens, right-padded."""
+    """One forward pass over rows of tokens, right-padded; of the layers only, no logits."""
     [batch] = batches(rows, len(rows), padding=padding, device=model.device)
-    model(**batch, use_cache=False)
+    model.base_model(**batch, use_cache=False)
 
 
 def at_tokens(
