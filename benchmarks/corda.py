@@ -50,14 +50,15 @@ def one(way: str, sizes: dict[str, int], weights: Path) -> dict[str, float]:
 
 def keystep(model: Any, rows: Any) -> tuple[Any, int]:
     from keystep.edit import corda
+    from keystep.edit.corda.covariance import _Inputs
 
-    held, real = [0], corda._Inputs.found
+    held, real = [0], _Inputs.found
 
     def counted(self: Any) -> Any:
         held.append(sum(each.total.nbytes for each in self.sums.values()))
         return real(self)
 
-    corda._Inputs.found = counted  # type: ignore[method-assign]
+    _Inputs.found = counted  # type: ignore[method-assign]
     settings = corda.Corda(rank=RANK, batch=1)
     found = corda.adapt(model, corda.batches(rows.tolist(), settings.batch), settings)
     return found.model, max(held)

@@ -1,9 +1,10 @@
 """How near to its ideal rate an endpoint keeps 64 requests in flight: `python benchmarks/endpoint.py [--quick]`.
 
 The server, a process of its own, answers every request after 50 ms, so 64 requests in flight could bring 1,280 answers a second. `share` is
-the part of that which `Endpoint` brings, the median over the rounds; how much of one core it takes is measured beside it, as the core is
-what limits it. A smaller number in flight shows where waiting, not the core, decides. Writes results/benchmarks/endpoint.json and prints
-it as one line.
+the part of that which `Endpoint` brings, the median over the rounds; how much of one core it takes is measured beside it. Requests that all
+begin in the same moment are answered in the same moment, and wait for each other until chance has spread them: the first twenty answers
+each are measured by themselves, as `share_at_first`, and `share` is what follows. A smaller number in flight shows what waiting alone
+costs. Writes results/benchmarks/endpoint.json and prints it as one line.
 """
 
 from __future__ import annotations
@@ -23,27 +24,37 @@ from keystep.reproduce import machine
 HERE = Path(__file__).parent
 OUT = HERE.parent / "results/benchmarks/endpoint.json"
 LATENCY, ROUNDS = 0.05, 7
-IN_FLIGHT = {4: 400, 16: 1_000, 64: 3_000}  # how many at once: requests a round
+IN_FLIGHT = {4: 400, 16: 1_600, 64: 6_400}  # how many at once: requests a round
+AT_FIRST = 20  # requests each, before those
 
 
-async def drive(lm: Endpoint, requests: int, in_flight: int) -> None:
-    waiting = iter(range(requests))
+async def drive(lm: Endpoint, requests: int, in_flight: int) -> list[tuple[float, float]]:
+    """Wall clock and processor time at the end of every request."""
+    waiting, ends = iter(range(requests)), list[tuple[float, float]]()
 
     async def one_after_another() -> None:
         for number in waiting:
             await lm.complete("What is 6 times 7?", key=str(number))
+            ends.append((time.perf_counter(), time.process_time()))
 
     await asyncio.gather(*(one_after_another() for _ in range(in_flight)))
+    return ends
 
 
 async def measure(url: str, requests: int, in_flight: int) -> dict[str, float]:
     lm = Endpoint("m", url, "none", concurrency=in_flight)
-    await drive(lm, 4 * in_flight, in_flight)  # connections are opened
-    clock, processor = time.perf_counter(), time.process_time()
-    await drive(lm, requests, in_flight)
-    clock, processor = time.perf_counter() - clock, time.process_time() - processor
+    await drive(lm, in_flight, in_flight)  # connections are opened
+    early, began = AT_FIRST * in_flight, time.perf_counter()
+    ends = await drive(lm, early + requests, in_flight)
     await lm.close()
-    return {"share": requests / clock / (in_flight / LATENCY), "core": processor / clock, "ms": processor / requests * 1000}
+    (spread, used_then), (end, used) = ends[early - 1], ends[-in_flight]  # without the last ones, who have nobody beside them any more
+    counted, ideal = requests - in_flight + 1, in_flight / LATENCY
+    return {
+        "share": counted / (end - spread) / ideal,
+        "share_at_first": early / (spread - began) / ideal,
+        "core": (used - used_then) / (end - spread),
+        "ms": (used - used_then) / counted * 1000,
+    }
 
 
 def main(quick: bool) -> None:
@@ -71,6 +82,7 @@ def main(quick: bool) -> None:
             str(n): {
                 "requests": requests // scale,
                 "share": middle(n, "share"),
+                "share_at_first": middle(n, "share_at_first"),
                 "highest_share": round(max(each[n]["share"] for each in rounds), 3),
                 "of_a_core": middle(n, "core"),
                 "cpu_ms_per_request": middle(n, "ms"),

@@ -79,7 +79,12 @@ def test_settings_that_cannot_be(keystep, here, arguments, message):
 
 @pytest.mark.parametrize(
     ("name", "given", "ensemble"),
-    [("add", ["a=31415", "b=98765"], "arithmetic"), ("multiply", ["a=314", "b=98765"], "arithmetic"), ("sort", ["size=30"], "pairs")],
+    [
+        ("add", ["a=31415", "b=98765"], "arithmetic"),
+        ("multiply", ["a=314", "b=98765"], "arithmetic"),
+        ("sort", ["size=30"], "pairs"),
+        ("letters", ["text=Xqzu aaab b Mississippi kk opq", "glue=comma"], "strings"),
+    ],
 )
 def test_the_embedded_models_do_them(keystep, name, given, ensemble):
     if not (WEIGHTS / f"{ensemble}.safetensors").exists():

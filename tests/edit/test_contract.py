@@ -85,7 +85,7 @@ CASES = (
     Case("localize", ("edit", "locate", "base", "tuned", "--data", "data.jsonl", "--steps", "14", "--sparsity", "0.2", "--out", "OUT"),
          _patched, _grafted, "keystep.edit.localize.graft._Graft.step"),
     Case("corda", ("edit", "adapt", "base", "--data", "data.jsonl", "--mode", "instruction", "--rank", "3", "--out", "OUT"),
-         _adapted, AutoPeftModelForCausalLM.from_pretrained, "keystep.edit.corda.decompose", 8, True),
+         _adapted, AutoPeftModelForCausalLM.from_pretrained, "keystep.edit.corda.adapter.decompose", 8, True),
     Case("key-space", (*_FORGET, "key-space"), _guarded, _guarded_alone, "keystep.edit.unlearn.forget._Work.step", 5, True, "--skill"),
     Case("neuron-adjust", (*_FORGET, "neuron-adjust", "--share", "0.3"), _guarded, _guarded_alone,
          "keystep.edit.unlearn.forget._Work.step", 6, False, "--skill"),

@@ -20,7 +20,6 @@ from keystep.cli import app
 from keystep.edit.corda import (
     Corda,
     Covariance,
-    _Inputs,
     adapt,
     batches,
     components,
@@ -31,6 +30,7 @@ from keystep.edit.corda import (
     sequences,
     to_lora,
 )
+from keystep.edit.corda.covariance import _Inputs
 from keystep.errors import BadInput, ChangedWork
 from keystep.nn.checkpoint import load_model, save_model
 from keystep.nn.examples import Example, Examples

@@ -4,7 +4,7 @@ import asyncio
 import base64
 import json
 import time
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import replace
 from email.utils import formatdate
 
@@ -301,6 +301,46 @@ def test_cancelling_the_asker_closes_the_pending_request():
 
     with server.serving() as url:
         asyncio.run(ask(url))
+
+
+@pytest.mark.parametrize("read", [True, False])
+def test_a_prompt_larger_than_the_buffers_goes_out_whole_or_is_cancelled(read, caplog):
+    prompt, got, answer = "x" * 20_000_000, [], json.dumps(chat_answer("yes")).encode()
+
+    async def serve(reader, writer):
+        head = await reader.readuntil(b"\r\n\r\n")
+        arrived.set()
+        if read:
+            [length] = [int(line.split(b":")[1]) for line in head.lower().splitlines() if line.startswith(b"content-length")]
+            got.append(json.loads(await reader.readexactly(length)))
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(answer), answer))
+        else:
+            with suppress(ConnectionError):
+                await reader.read()
+        writer.close()
+        left.set()
+
+    async def ask():
+        async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+            lm = quick(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1", timeout=30)
+            task = asyncio.create_task(lm.complete(prompt))
+            await arrived.wait()
+            if not read:
+                task.cancel()
+            try:
+                return await task
+            finally:
+                await lm.close()
+                await left.wait()
+
+    arrived, left = asyncio.Event(), asyncio.Event()
+    if read:
+        [sample] = asyncio.run(ask())
+        assert sample.text == "yes" and got[0]["messages"][0]["content"] == prompt
+    else:
+        with pytest.raises(asyncio.CancelledError):
+            asyncio.run(ask())
+    assert not caplog.records
 
 
 def picky(body):

@@ -199,5 +199,15 @@ def test_nothing_half_written(tmp_path):
     with whole(out, replace=True) as part:
         part.write_text("2")
     assert out.read_text() == "2"
+    folder = tmp_path / "folder"
+    for text in ("1", "2"):
+        with whole(folder, replace=True) as part:
+            part.mkdir()
+            (part / text).write_text(text)
+        assert [file.name for file in folder.iterdir()] == [text]
+    for taken, make in ((folder, Path.touch), (out, Path.mkdir)):  # a folder does not give way to a file, nor a file to a folder
+        with pytest.raises(BadInput, match="cannot be written"), whole(taken, replace=True) as part:
+            make(part)
+        assert (folder / "2").exists() and out.read_text() == "2"
     with pytest.raises(BadInput, match="cannot be written"), whole(out / "in a file"):
         pytest.fail("asked too late")

@@ -22,9 +22,30 @@ KINDS = (letters.rolled_out, letters.decomposing, letters.splitting, letters.pos
 @settings(deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from(KINDS), st.integers(2, 8))
 def test_examples_are_made_of_tokens(seed, kind, longest):
-    for text in (part for example in kind(Random(seed), longest) for part in example):
+    for text in (text for row in kind(Random(seed), longest) for text, _ in row):
         numbers = letters.tokens(text)
         assert letters.FILL not in numbers and "".join(letters.TOKENS[number] for number in numbers) == text
+
+
+@settings(deadline=None)
+@given(st.integers(0, 10**6), st.integers(2, 8))
+def test_a_program_as_one_row_is_read_as_its_lines_one_by_one(seed, words):
+    question, given_words = letters.drawn(Random(seed), words)
+    lines = letters.program(question, given_words)
+    row = letters.decomposed(question, lines)
+    numbers = [number for text, _ in row for number in letters.tokens(text)]
+    for prompt, line in letters.steps_of(question, lines):
+        asked, said = letters.tokens(prompt), letters.tokens(line)
+        assert numbers[: len(asked) + len(said)] == [*asked, *said]
+    assert "".join(text for text, counts in row if counts) == "".join(f" {line}\nA: " for line, _ in lines) + " [EOQ]"
+
+
+def test_the_separators_of_a_list_are_told_apart():
+    listed, joined = letters.tokens('["a", "a", "b"]'), letters.tokens('"a,a,b"')
+    assert listed[2] != listed[4] and joined[2] != joined[4] and listed[1] == listed[3]
+    assert letters.tokens('["anna", "leon"]')[2] == listed[2]
+    long = letters.tokens(",".join("abcdefghijkl"))
+    assert long[-2] == long[-4] != long[1]  # they are numbered as far as lists of the training go
 
 
 @pytest.mark.parametrize("way", reproduction.WAYS[:2])

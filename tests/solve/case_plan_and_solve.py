@@ -8,3 +8,16 @@ def says(prompt: str) -> str:
 
 
 CASE = Case(question="Janet has 16 eggs, eats 3 and bakes 4. How many eggs are left?", answer="9", says=says)
+
+
+def programs(prompt: str) -> str:
+    """A program, and the letter of the choice that its outcome is nearest to."""
+    if prompt.endswith("A through E, the answer is"):
+        return " (C)"
+    return "```python\ndef solver():\n    eggs = 16\n    return eggs - 3 - 4\n```"
+
+
+PROGRAM = Case(
+    question="Janet has 16 eggs, eats 3 and bakes 4. How many are left? Answer Choices: (A) 7 (B) 8 (C) 9", answer="C", says=programs,
+    settings={"trigger": "pot", "kind": "aqua"},
+)  # fmt: skip

@@ -1,6 +1,7 @@
 """What the room's contract test has to know about a solver: a question, and a model scripted so well that the solver answers it.
 
-Every solver has a file `case_NAME.py` here (dashes as underscores) with `CASE = Case(...)`.
+Every solver has a file `case_NAME.py` here (dashes as underscores) with `CASE = Case(...)`, and one more for another way of it:
+"auto-cot few-shot" is `FEW_SHOT` in `case_auto_cot.py`.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ class Case:
 
 
 def case_of(name: str) -> Case:
-    case = import_module(f"case_{name.replace('-', '_')}").CASE
+    method, _, way = name.replace("-", "_").partition(" ")
+    case = getattr(import_module(f"case_{method}"), way.upper() or "CASE")
     assert isinstance(case, Case)
     return case
 

@@ -225,6 +225,25 @@ def test_bad_settings(settings, said):
         solver("plan-and-solve", settings)
 
 
+def test_programs_are_carried_out():
+    """Zero-shot-PoT: one call for a number, two for a letter; a program that fails is drawn again where another one may come."""
+    task = task_of({"question": "Hens lay 16 eggs a day, 3 are eaten, the rest is sold for 2 dollars each. How much is that?"})
+    good = "```python\ndef solver():\n    sold = 16 - 3\n    return sold * 2\n```\nThe answer is 99."
+    lm = Scripted([good])
+    found = solved(lm, {"trigger": "pot"}, task=task)
+    assert found.answer == "26" and lm.drawn == found.details["calls"] == 1
+    assert text_of(lm.requests[0].prompt) == f"{task.goal}\n\n{PlanAndSolve().prompt_text('trigger-pot.txt')}"
+    bad = "```python\nimport os\nans = os.getpid()\n```"
+    assert solved(Scripted([bad, good]), {"trigger": "pot"}, task=task).answer == ""  # greedily the same would come again
+    assert solved(Scripted([bad, good]), {"trigger": "pot"}, task=task, temperature=0.7).answer == "26"
+    tally = Scripted([good, bad, good.replace("3", "4"), good])
+    assert solved(tally, {"trigger": "pot"}, vote=AheadBy(2, cap=9), task=task, temperature=0.7).answer == "26"
+    assert solved(Scripted([good]), {"trigger": "pot", "samples": 3}, task=task).details["answers"] == ["26"] * 3
+    for of, value, answer in (("yes-no", "3 > 2", "yes"), ("letters", "'y' + 'a'", "ya"), ("number", "3 / 10 ** 5", "3e-05")):
+        assert solved(Scripted([f"ans = {value}"]), {"trigger": "pot", "kind": of}, task=task).answer == answer
+    assert PlanAndSolve().right("3e-05", "0.00003") and solved(Scripted(["ans = 2 ** 3000"]), {"trigger": "pot"}, task=task).answer == ""
+
+
 def test_an_answer_that_cannot_be_read():
     blank = Scripted(lambda request, index: "I do not know.")
     found = solved(blank)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from keystep.cli.defaults import AHEAD_BY, MODEL, number, whole
+from keystep.cli.defaults import AHEAD_BY, MODEL, number_option, pairs, whole_option
 from keystep.errors import BadInput, BudgetSpent
 
 if TYPE_CHECKING:
@@ -22,38 +22,30 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and 
 TARGET, SAMPLE, PER_STEP = 0.999, 200, 4  # those of keystep.run.forecast, which is not loaded for --help; a test compares them
 
 
-def _whole(help: str, panel: str) -> Any:
-    return typer.Option(parser=whole, metavar="N", help=help, rich_help_panel=panel)
-
-
-def _number(help: str, panel: str) -> Any:
-    return typer.Option(parser=number, metavar="X", help=help, rich_help_panel=panel)
-
-
 def forecast(
     procedure: Annotated[str, typer.Argument(metavar="PROCEDURE|FILE", help="A built-in procedure (hanoi, ledger) or a YAML file.")],
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A setting, or a value of the state.")] = None,
-    target: Annotated[float, _number(f"Wanted probability that the whole run is right (default: {TARGET}).", "Forecast")] = TARGET,
-    sample: Annotated[int, _whole(f"Steps to calibrate on (default: {SAMPLE}).", "Forecast")] = SAMPLE,
-    per_step: Annotated[int, _whole(f"Samples of each, or a few more for whole rounds (default: {PER_STEP}).", "Forecast")] = PER_STEP,
+    target: Annotated[float, number_option(f"Wanted probability that the whole run is right (default: {TARGET}).", "Forecast")] = TARGET,
+    sample: Annotated[int, whole_option(f"Steps to calibrate on (default: {SAMPLE}).", "Forecast")] = SAMPLE,
+    per_step: Annotated[int, whole_option(f"Samples of each, rounded up to whole rounds (default: {PER_STEP}).", "Forecast")] = PER_STEP,
     truth: Annotated[
         str | None, typer.Option(metavar="FILE", help='Labelled steps, JSON lines {"state": …, "answer": …}.', rich_help_panel="Forecast")
     ] = None,
     reference: Annotated[
         str | None, typer.Option(metavar="MODEL", help="A stronger model whose voted answers count as truth.", rich_help_panel="Forecast")
     ] = None,
-    ahead_by: Annotated[int | None, _whole("Forecast for this margin, not for the least that meets the target.", "Forecast")] = None,
-    steps: Annotated[int | None, _whole("How many steps the run has, where nobody knows.", "Forecast")] = None,
+    ahead_by: Annotated[int | None, whole_option("Forecast for this margin, not for the least that meets the target.", "Forecast")] = None,
+    steps: Annotated[int | None, whole_option("How many steps the run has, where nobody knows.", "Forecast")] = None,
     model: Annotated[str, typer.Option(help="`keystep models` lists them; several with commas between.", rich_help_panel="Model")] = MODEL,
     base_url: Annotated[str | None, typer.Option(help="The server of an openai:MODEL.", rich_help_panel="Model")] = None,
     api_key_env: Annotated[str | None, typer.Option(metavar="VARIABLE", help="Where its key is.", rich_help_panel="Model")] = None,
     prices: Annotated[str | None, typer.Option(metavar="FILE", help="A JSON table of prices per model.", rich_help_panel="Model")] = None,
     record: Annotated[str | None, typer.Option(metavar="FILE", help="Record every sample.", rich_help_panel="Model")] = None,
     replay: Annotated[str | None, typer.Option(metavar="FILE", help="Replay a recording, offline.", rich_help_panel="Model")] = None,
-    temperature: Annotated[float | None, _number("Of sampling.", "Sampling")] = None,
-    max_tokens: Annotated[int | None, _whole("Most tokens of one answer.", "Sampling")] = None,
-    too_long: Annotated[int | None, _whole("Throw answers of more tokens away.", "Sampling")] = None,
-    seed: Annotated[int, _whole("Of every random draw.", "Sampling")] = 0,
+    temperature: Annotated[float | None, number_option("Of sampling.", "Sampling")] = None,
+    max_tokens: Annotated[int | None, whole_option("Most tokens of one answer.", "Sampling")] = None,
+    too_long: Annotated[int | None, whole_option("Throw answers of more tokens away.", "Sampling")] = None,
+    seed: Annotated[int, whole_option("Of every random draw.", "Sampling")] = 0,
     as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:  # fmt: skip
@@ -64,11 +56,10 @@ def forecast(
     from keystep.cli.job import Job, absolute
     from keystep.run import Journal
     from keystep.run.builtin import BUILTIN
-    from keystep.run.procedure_file import parse_setting
 
     path = procedure if procedure in BUILTIN else absolute(procedure)
     flags = {
-        "settings": dict(map(parse_setting, settings or ())), "model": model, "base_url": base_url, "api_key_env": api_key_env,
+        "settings": pairs("--set", settings), "model": model, "base_url": base_url, "api_key_env": api_key_env,
         "prices": absolute(prices), "record": absolute(record), "replay": absolute(replay), "temperature": temperature,
         "max_tokens": max_tokens, "too_long": too_long, "seed": seed,
     }  # fmt: skip

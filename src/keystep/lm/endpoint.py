@@ -15,9 +15,10 @@ import logging
 import os
 import random
 import re
+import sys
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -310,13 +311,52 @@ class Endpoint(LM):
         if here is None:
             session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(), headers=self._headers,
-                proxy=_proxy(self.base_url), cookie_jar=aiohttp.DummyCookieJar(),
+                proxy=_proxy(self.base_url), cookie_jar=aiohttp.DummyCookieJar(), request_class=_Request,
             )  # fmt: skip
             here = _Here(session, Gate(self._pace), _lifetime(session))
             await anext(here.lifetime)
             with self._lock:
                 self._loops = {old: kept for old, kept in self._loops.items() if not old.is_closed()} | {loop: here}
         return here
+
+
+class _Request(aiohttp.ClientRequest):
+    """A request whose body goes out with its head.
+
+    aiohttp writes a body in a task, which before Python 3.12 begins a turn of the loop later. Answers that come in the same turn would all
+    be read before the first of them is asked on, and requests that began together would stay together, each waiting for all others.
+    """
+
+    if sys.version_info < (3, 12):
+
+        def write_bytes(self, *args: Any, **options: Any) -> Coroutine[Any, Any, None]:
+            return _Begun(super().write_bytes(*args, **options))
+
+
+class _Begun(Coroutine[Any, None, None]):
+    """A coroutine that has run up to where it first waits."""
+
+    def __init__(self, work: Coroutine[Any, None, None]) -> None:
+        self.work, self.waits_for = work, list[Any]()
+        with suppress(StopIteration):
+            self.waits_for.append(work.send(None))
+        self.finished = not self.waits_for
+
+    def send(self, value: None) -> Any:
+        if self.finished:
+            raise StopIteration
+        return self.waits_for.pop() if self.waits_for else self.work.send(value)
+
+    def throw(self, error: Any, *more: Any) -> Any:
+        if self.finished:
+            raise error
+        return self.work.throw(error, *more)
+
+    def close(self) -> None:
+        self.work.close()
+
+    def __await__(self) -> Generator[Any]:
+        raise NotImplementedError("it is run as a task")
 
 
 @dataclass(frozen=True)

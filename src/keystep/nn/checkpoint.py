@@ -317,10 +317,14 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
 def whole(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """A path beside `path` to write a file or a folder at, that becomes `path` when the block ends without an error.
 
+    Args:
+        replace: what stands at `path` gives way, a file to a file or a folder to a folder.
+
     Raises:
-        BadInput: something stands at `path` already (unless `replace` and it is a file), or it cannot be written.
+        BadInput: something stands at `path` already, or it cannot be written.
     """
-    free_for(path, replace=replace)
+    if not replace:
+        free_for(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -329,6 +333,8 @@ def whole(path: Path, *, replace: bool = False) -> Iterator[Path]:
             if file.is_file():
                 with file.open("rb") as written:
                     os.fsync(written.fileno())
+        if replace and part.is_dir() and path.is_dir():
+            shutil.rmtree(path)
         part.replace(path)
     except OSError as error:
         raise BadInput(f"cannot be written ({error})", field="--out", value=str(path), mend="name another place") from None

@@ -109,16 +109,21 @@ class Examples:
         self.labels: dict[str, int] = {}
         if self.kind == "label":
             self.labels = dict(labels) if labels else _labels(tokenizer, {example.answer for example in examples})
-        self.rows = [self._encoded(example, tokenizer, number, longest) for number, example in enumerate(self.examples)]
+        prompts = tokenizer([example.prompt for example in self.examples])["input_ids"]
+        answers = tokenizer([example.answer for example in self.examples], add_special_tokens=False)["input_ids"]
+        each = zip(self.examples, prompts, answers, strict=True)
+        self.rows = [self._encoded(*one, tokenizer, number, longest) for number, one in enumerate(each, 1)]
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def _encoded(self, example: Example, tokenizer: Any, number: int, longest: int | None) -> Encoded:
-        prompt: list[int] = tokenizer(example.prompt)["input_ids"] if example.prompt else []
-        answer: list[int] = tokenizer(example.answer, add_special_tokens=False)["input_ids"]
+    def _encoded(
+        self, example: Example, prompt: list[int], answer: list[int], tokenizer: Any, number: int, longest: int | None
+    ) -> Encoded:  # fmt: skip
         end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-        where = f"example {number + 1}"
+        where = f"example {number}"
+        if not example.prompt:
+            prompt = []  # whatever the tokenizer puts before a text
         if prompt and end and prompt[-1:] == end:
             prompt = prompt[:-1]
         if not prompt:

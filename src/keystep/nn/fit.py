@@ -21,7 +21,6 @@ from keystep.nn.state import load_state, optimizer_tensors, restore_optimizer, s
 
 OPTIMIZERS = ("adamw", "sgd")
 SAVE_EVERY = 250  # steps
-SAVE_EVERY = 250  # steps
 
 
 @dataclass(frozen=True, slots=True)

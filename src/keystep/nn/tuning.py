@@ -1,5 +1,5 @@
 """What every fine-tuning of a Hugging Face causal language model begins and ends with: the model and its tokenizer, prompts as tokens,
-supervised fine-tuning by `trl.SFTTrainer`, an optimiser's state on disk, folders that are there whole or not at all.
+supervised fine-tuning by `trl.SFTTrainer`, an optimiser's state on disk.
 
 Weights and states are safetensors and JSON. What this does not cover: adapters, several devices. The checkpoints that a supervised
 fine-tuning goes on from are as `transformers` writes them.
@@ -8,7 +8,6 @@ fine-tuning goes on from are as `transformers` writes them.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from keystep.errors import BadInput, MissingExtra
+from keystep.nn.checkpoint import whole
 
 Tell = Callable[[str, int, int, str], None]  # what goes on, how much of it is done, of how much, and a word on how it goes
 
@@ -118,40 +118,23 @@ def fine_tune(
 
 def save_optimiser(optimiser: Any, file: Path) -> None:
     """The moments of a torch optimiser, as safetensors."""
-    import torch
     from safetensors.torch import save_file
 
-    kept = {
-        f"{number}.{name}": torch.as_tensor(value).detach().contiguous().cpu()
-        for number, moments in optimiser.state_dict()["state"].items()
-        for name, value in moments.items()
-    }
-    save_file(kept, file)
+    from keystep.nn.state import optimizer_tensors
+
+    save_file({name: value.detach().contiguous().cpu() for name, value in optimizer_tensors(optimiser).items()}, file)
 
 
 def load_optimiser(optimiser: Any, file: Path) -> None:
     """What `save_optimiser` wrote."""
     from safetensors.torch import load_file
 
-    whole = optimiser.state_dict()
-    for name, value in load_file(file).items():
-        number, _, moment = name.partition(".")
-        whole["state"].setdefault(int(number), {})[moment] = value
-    optimiser.load_state_dict(whole)
+    from keystep.nn.state import restore_optimizer
 
-
-def whole_folder(folder: Path, write: Callable[[Path], Any]) -> None:
-    """A folder that takes its place when `write` has filled it."""
-    part = folder.with_name(f"{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    write(part)
-    shutil.rmtree(folder, ignore_errors=True)
-    part.replace(folder)
+    restore_optimizer(optimiser, load_file(file))
 
 
 def write_json(file: Path, value: Any) -> None:
     """A JSON file that takes its place when it is whole."""
-    part = file.with_name(f"{file.name}.part")
-    part.write_text(json.dumps(value, indent=2, ensure_ascii=False), "utf-8")
-    part.replace(file)
+    with whole(file, replace=True) as part:
+        part.write_text(json.dumps(value, indent=2, ensure_ascii=False), "utf-8")

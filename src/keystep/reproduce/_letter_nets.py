@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from random import Random
 from typing import Any, Protocol
 
@@ -28,39 +29,55 @@ NAMES = (  # noqa: SIM905 (a list of sixty texts is no easier to read)
 ).split(" ")
 GLUE = {"a space": " ", "a comma": ",", "a semi-colon": ";"}
 POSITIONS = (1, 2, 3, 4)  # every name has at least so many letters
+LONGEST_NAME, LONGEST_LIST = 6, 8
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
+_PLACED = [f"{', ' if n > 1 else ''}({letter}, {n})" for n in range(1, LONGEST_NAME + 1) for letter in _LETTERS]  # a letter with its place
 _PHRASES = [
     "QC: ", "\nQS:", "\nA: ", "\nA:", "\n\nQ: ", "Q: ", "Take the letters at position ", " of the words and concatenate them using ", *GLUE,
     ".", "?", " [words] What are the words?", " (project_values) [str_position] What is the letter at position ", ' in "#1"?',
     " [merge] Concatenate #2 using ", " [EOQ]", "What is the letter at position ", ' in "', '"?',
     ' [split] What are the letters and their positions in "', " [arr_position] What is the letter at position ", " in #1?",
     "What are the words?", 'What are the letters and their positions in "', "Concatenate ", " using ",
-    ' ["', '["', '", "', '"]', ' "[(', '"[(', ' in "[(', *(f", {n}), (" for n in range(1, 10)), *(f', {n})]"' for n in range(1, 10)),
-    ' "', '"', " so ", " ", ",", ";",
+    ' ["', '["', '"]', ' "[', '"[', ' in "[', ']"', ' "', '"', " so ", *"123456789",
 ]  # fmt: skip
-_LETTERS = "abcdefghijklmnopqrstuvwxyz"
-TOKENS = [*dict.fromkeys([*_PHRASES, *NAMES, *_LETTERS, *"123456789"])]
+_ITEMS = [*NAMES, *_LETTERS]
+_SEPARATORS = ('", "', *GLUE.values())
+TOKENS = [*_PHRASES, *_ITEMS, *_PLACED, *(each for each in _SEPARATORS for _ in range(LONGEST_LIST))]
 END, FILL = len(TOKENS), len(TOKENS) + 1  # of an answer; after it
 VOCABULARY = len(TOKENS) + 2
-_NUMBER = {token: number for number, token in enumerate(TOKENS)}
-_PIECE = re.compile("|".join(map(re.escape, sorted(TOKENS, key=len, reverse=True))))
+_NUMBER = {token: number for number, token in reversed([*enumerate(TOKENS)])}  # of a separator: its first
+_PIECE = re.compile("|".join(map(re.escape, sorted(_NUMBER, key=len, reverse=True))))
+_ENDS = {END, FILL, *(number for number, token in enumerate(TOKENS) if token[0] == "\n")}
 _FRAMES = DecomposedPrompting()
+_ASKED, _GIVEN = "<question>", "<context>"  # in the frames, which are read once
 
 Example = tuple[str, str]  # prompt, answer
+Row = list[tuple[str, bool]]  # parts of a text, and whether the loss counts them
 
 
 class Examples(Protocol):
-    """A kind of training examples: some of them, with at most so many words or letters."""
+    """A kind of training rows: some of them, with at most so many words or letters."""
 
-    def __call__(self, random: Random, longest: int) -> list[Example]: ...
+    def __call__(self, random: Random, longest: int) -> list[Row]: ...
 
 
 def tokens(text: str) -> list[int]:
-    """The text as token numbers, longest pieces first; a character that is no token is FILL."""
-    found, at = [], 0
+    """The text as token numbers, longest pieces first; a character that is no token is FILL.
+
+    The separators of a list are numbered: the second one is another token than the first, so that a place is found by what stands there.
+    """
+    found, at, separators = [], 0, 0
     while at < len(text):
-        piece = _PIECE.match(text, at)
-        found.append(FILL if piece is None else _NUMBER[piece[0]])
-        at = at + 1 if piece is None else piece.end()
+        match = _PIECE.match(text, at)
+        piece = text[at] if match is None else match[0]
+        number = _NUMBER.get(piece, FILL)
+        if piece in _SEPARATORS:
+            number += min(separators, LONGEST_LIST - 1)
+            separators += 1
+        elif piece not in _ITEMS:
+            separators = 0
+        found.append(number)
+        at += len(piece)
     return found
 
 
@@ -140,12 +157,32 @@ def steps_of(asked: str, lines: Sequence[tuple[str, Any]]) -> Iterator[Example]:
 
 
 def handled(asked: str, answer: Any, context: str = "") -> Example:
-    said = {"question": asked, "context": context, "examples": "", "instructions": ""}
-    return _FRAMES.prompt("handler.txt", **said), f" {written(answer)}"
+    return _frame(bool(context)).replace(_ASKED, asked).replace(_GIVEN, context), f" {written(answer)}"
 
 
-def rolled_out(random: Random, longest: int) -> list[Example]:
-    return [chain(*drawn(random, random.randint(2, longest)))]
+@lru_cache
+def _frame(context: bool) -> str:
+    return _FRAMES.prompt("handler.txt", question=_ASKED, context=_GIVEN if context else "", examples="", instructions="")
+
+
+@lru_cache
+def _program_frame() -> str:
+    return _FRAMES.prompt("decomposer.txt", question=_ASKED, lines=[], handlers=[], examples="", instructions="")
+
+
+def row(example: Example) -> Row:
+    return [(example[0], False), (example[1], True)]
+
+
+def decomposed(asked: str, lines: Sequence[tuple[str, Any]]) -> Row:
+    """A whole program as one row: its lines count, and that each ends."""
+    first = _program_frame().replace(_ASKED, asked)
+    done = [part for line, answer in lines for part in ((f" {line}", True), ("\nA: ", True), (f"{written(answer)}\nQS:", False))]
+    return [(first, False), *done, (" [EOQ]", True)]
+
+
+def rolled_out(random: Random, longest: int) -> list[Row]:
+    return [row(chain(*drawn(random, random.randint(2, longest))))]
 
 
 def chain(asked: str, words: str) -> Example:
@@ -156,59 +193,58 @@ def chain(asked: str, words: str) -> Example:
     return prompt, f"{listed}{each} so {written(truth(asked, words))}"
 
 
-def decomposing(random: Random, longest: int) -> list[Example]:
-    """Both programs, line by line."""
+def decomposing(random: Random, longest: int) -> list[Row]:
+    """Both programs."""
     asked, words = drawn(random, random.randint(2, longest))
     word, position = random.choice(NAMES), random.choice(POSITIONS)
-    lower = steps_of(f'What is the letter at position {position} in "{word}"?', lower_program(word, position))
-    return [*steps_of(asked, program(asked, words)), *lower]
+    lower = decomposed(f'What is the letter at position {position} in "{word}"?', lower_program(word, position))
+    return [decomposed(asked, program(asked, words)), lower]
 
 
-def splitting(random: Random, longest: int) -> list[Example]:
+def splitting(random: Random, longest: int) -> list[Row]:
     words, word = random.sample(NAMES, random.randint(1, longest)), random.choice(NAMES)
     return [
-        handled("What are the words?", words, " ".join(words)),
-        handled(f'What are the letters and their positions in "{word}"?', spelt(word)),
+        row(handled("What are the words?", words, " ".join(words))),
+        row(handled(f'What are the letters and their positions in "{word}"?', spelt(word))),
     ]
 
 
-def positioning(random: Random, longest: int) -> list[Example]:
-    word = "".join(random.choice(_LETTERS) for _ in range(random.randint(4, 8)))
+def positioning(random: Random, longest: int) -> list[Row]:
+    word = "".join(random.choice(_LETTERS) for _ in range(random.randint(POSITIONS[-1], LONGEST_NAME)))
     position = random.choice(POSITIONS)
-    return [handled(f"What is the letter at position {position} in {written(spelt(word))}?", word[position - 1])]
+    return [row(handled(f"What is the letter at position {position} in {written(spelt(word))}?", word[position - 1]))]
 
 
-def merging(random: Random, longest: int) -> list[Example]:
+def merging(random: Random, longest: int) -> list[Row]:
     letters, glue = [random.choice(_LETTERS) for _ in range(random.randint(1, longest))], random.choice(list(GLUE))
-    return [handled(f"Concatenate {written(letters)} using {glue}.", GLUE[glue].join(letters))]
+    return [row(handled(f"Concatenate {written(letters)} using {glue}.", GLUE[glue].join(letters)))]
 
 
-def batches(kinds: Sequence[Callable[[Random], list[Example]]], tokens_each: int) -> Callable[[np.random.Generator], Batch]:
-    """Batches of about so many tokens, of examples of all kinds in turn; the loss counts the answers."""
+def batches(kinds: Sequence[Callable[[Random], list[Row]]], tokens_each: int) -> Callable[[np.random.Generator], Batch]:
+    """Batches of about so many tokens, of examples of all kinds in turn."""
 
     def batch(draw: np.random.Generator) -> Batch:
         random = Random(int(draw.integers(2**62)))
-        rows: list[tuple[list[int], int]] = []
+        rows: list[list[tuple[int, bool]]] = []
         size = turn = 0
         while size < tokens_each:
-            for prompt, answer in kinds[turn % len(kinds)](random):
-                asked = tokens(prompt)
-                rows.append((asked + tokens(answer) + [END], len(asked)))
-                size += len(rows[-1][0])
+            for parts in kinds[turn % len(kinds)](random):
+                rows.append([*((token, counts) for text, counts in parts for token in tokens(text)), (END, True)])
+                size += len(rows[-1])
             turn += 1
-        longest = max(len(row) for row, _ in rows)
+        longest = max(map(len, rows))
         filled = np.full((len(rows), longest), FILL)
         counted = np.zeros(filled.shape, bool)
-        for number, (row, asked_length) in enumerate(rows):
-            filled[number, : len(row)] = row
-            counted[number, asked_length : len(row)] = True
+        for number, each in enumerate(rows):
+            filled[number, : len(each)] = [token for token, _ in each]
+            counted[number, : len(each)] = [counts for _, counts in each]
         return filled, counted
 
     return batch
 
 
 class Writer(Batched):
-    """A net as a language model: it writes token after token up to END, or `longest`."""
+    """A net as a language model: it writes token after token up to END, the end of a line, or `longest`."""
 
     def __init__(self, name: str, model: Any, longest: int) -> None:
         super().__init__(name)
@@ -224,7 +260,7 @@ class Writer(Batched):
         places = (seen.cumsum(1) - 1).clamp(min=0)
         draws = [np.random.default_rng(int(number * 2**53)) for number in uniform] if temperature > 0 else []
         done, found = torch.zeros(len(read), dtype=torch.bool), list[Any]()
-        cache: Any = None
+        cache, ends = None, torch.tensor(sorted(_ENDS))
         with torch.inference_mode():
             for _ in range(self.longest):
                 given = {"input_ids": asked, "attention_mask": seen, "position_ids": places, "past_key_values": cache}
@@ -234,7 +270,7 @@ class Writer(Batched):
                     scores = scores / temperature + torch.from_numpy(np.stack([draw.gumbel(size=VOCABULARY) for draw in draws]))
                 asked = scores.argmax(1, keepdim=True)
                 found.append(asked[:, 0])
-                done |= asked[:, 0] >= END
+                done |= torch.isin(asked[:, 0], ends)
                 if bool(done.all()):
                     break
                 seen, places = torch.cat([seen, torch.ones_like(asked)], 1), places[:, -1:] + 1
@@ -242,5 +278,5 @@ class Writer(Batched):
 
 
 def _text(row: Sequence[int]) -> str:
-    end = next((at for at, token in enumerate(row) if token >= END), len(row))
+    end = next((at for at, token in enumerate(row) if token in _ENDS), len(row))
     return "".join(TOKENS[token] for token in row[:end])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,12 @@ def accuracies(model: Any, world: World, skills: Sequence[str] = (*SKILLS, *UNSE
     """The share of right answers, by skill."""
     from keystep.nn.examples import judge
 
-    return {skill: judge(model, examples(world.drawn(skill, split, TESTED))).accuracy for skill in skills}
+    return {skill: judge(model, _asked(world, skill, split, TESTED)).accuracy for skill in skills}
+
+
+@cache
+def _asked(world: World, skill: str, split: str, n: int) -> Any:
+    return examples(world.drawn(skill, split, n))
 
 
 def train_base(base: Base, *, state: Path | None = None, tick: Tick | None = None) -> Any:

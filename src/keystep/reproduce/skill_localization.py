@@ -1,10 +1,11 @@
 """Skill localization at small scale: models of the mini skill-world tuned by SGD on a skill that they had never seen, and grafts of it.
 
-Five questions, each over all seeds (a seed draws the tuning examples, their order and the masks; the bases are trained once a width):
+Six questions, each over all seeds (a seed draws the tuning examples, their order and the masks; the bases are trained once a width):
 how much of the accuracy a graft keeps by its size, beside random masks and those of the largest movement; how the smallest sufficient
 graft changes with the width of the model; calibration where a share of the tuning answers is wrong; whether the masks of two skills of one
-tuned model are apart; what tuning and grafts leave of the five old skills. At this size a sufficient graft has per cents of the
-parameters, not hundredths of one.
+tuned model are apart, and each brings its own skill only; what tuning and grafts leave of the five old skills; what is left of skills that
+were learned one after another, when of each tuning only the graft is kept. At this size a sufficient graft has per cents of the parameters,
+not hundredths of one.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from rich.progress import Progress
 from keystep.measure.chart import Chart, Line, save
 from keystep.reproduce import Reproduction, machine, torch_for
 from keystep.reproduce._skill_world import Base, Tune, accuracies, cached_base, examples, tuned
+from keystep.reproduce._tables import checks, table
 from keystep.worlds.skills import SKILLS
 
 BASES = (Base(width=32, steps=1200, rate=6e-3), Base(width=64, steps=1000), Base(width=128, steps=600, rate=3e-3))
@@ -31,7 +33,8 @@ GRID = (0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2)  # of which the smallest suffic
 SUFFICIENT = 0.95  # of the tuned model's accuracy
 MASK = {"steps": 30, "rate": 0.2, "accumulate": 2, "judged": 128}
 STEPS, NOISE, NOISY_STEPS, NOISY_SIZE = 150, 0.15, 500, 0.08
-TWO, TWO_STEPS, TWO_SIZE = ("succ", "nines"), 200, 0.05
+TWO, TWO_STEPS, TWO_SIZE, TWO_START = ("succ", "nines"), 400, 0.12, "movement"
+TASKS, TASK_STEPS, TASK_SIZE = ("succ", "nines", "succrev"), 300, 0.12
 TRAINED, VALIDATED, TESTED = 512, 128, 500
 SETTINGS_TRIED = [
     "base of width 64 (1200 steps, seed 0), tuned 150 steps, masks of 40 steps at rate 0.15, s = 0.01, 0.03, 0.1: kept accuracy 0, 0.41, 1",
@@ -100,14 +103,16 @@ def _sizes(pair: _Tuned, seed: int) -> dict[str, Any]:
     rows, tuned_alone = [], _figures(pair.model, pair.model, pair.world, "succ")
     old: dict[str, Any] = {"base": accuracies(pair.base, pair.world, SKILLS), "tuned": accuracies(pair.model, pair.world, SKILLS)}
     for size in SIZES:
-        for way, (model, _) in (("learned", pair.learned(size, "succ")), ("movement", pair.top(size)), ("random", pair.random(size))):
+        for way, (model, patch) in (("learned", pair.learned(size, "succ")), ("movement", pair.top(size)), ("random", pair.random(size))):
             rows.append({"size": size, "way": way, **_figures(model, pair.model, pair.world, "succ")})
             if way == "learned":
                 old[f"graft {size}"] = accuracies(model, pair.world, SKILLS)
+                where = patch.histogram()
     adamw = _Tuned(pair.base, pair.world, Tune(steps=STEPS, optimizer="adamw", rate=1e-3, examples=TRAINED, seed=seed))
     by_adamw = {"tuned": _figures(adamw.model, adamw.model, pair.world, "succ")["accuracy"]}
     by_adamw |= {f"movement {size}": _figures(adamw.top(size)[0], adamw.model, pair.world, "succ")["accuracy"] for size in SIZES}
-    return {"tuned": tuned_alone, "grafts": rows, "old_skills": old, "adamw": by_adamw}
+    places = [{"layer": row.layer, "kind": row.kind, "share": round(row.chosen / row.of, 4)} for row in where]
+    return {"tuned": tuned_alone, "grafts": rows, "old_skills": old, "adamw": by_adamw, "places": places}
 
 
 def _smallest(pair: _Tuned, known: dict[float, float]) -> float:
@@ -130,11 +135,11 @@ def _noisy(base: Any, world: Any, seed: int) -> dict[str, Any]:
 
 
 def _two(base: Any, world: Any, seed: int) -> dict[str, Any]:
-    """Masks of two skills of one tuned model, learned from no mask, so that they share no start."""
+    """Masks of two skills of one tuned model."""
     from keystep.edit.localize import overlap
 
     pair = _Tuned(base, world, Tune(TWO, steps=TWO_STEPS, examples=TRAINED, seed=seed))
-    made = {skill: pair.learned(TWO_SIZE, skill, "zero") for skill in TWO}
+    made = {skill: pair.learned(TWO_SIZE, skill, TWO_START) for skill in TWO}
     one, two = (made[skill][1] for skill in TWO)
     return {
         "overlap": round(overlap(one, two), 4),
@@ -143,6 +148,35 @@ def _two(base: Any, world: Any, seed: int) -> dict[str, Any]:
         "accuracy": {
             f"mask of {mine} on {its}": _figures(made[mine][0], pair.model, world, its)["accuracy"] for mine in TWO for its in TWO
         },
+    }
+
+
+def _continual(base: Any, world: Any, seed: int) -> dict[str, Any]:
+    """Skills learned one after another: by tuning on and on, and from the grafts of those before, of each tuning keeping the graft only.
+    A skill that is known to be asked for has the patches up to its own in, those of later skills out."""
+
+    def right(model: Any, skill: str) -> float:
+        return accuracies(model, world, (skill,))[skill]
+
+    plain, grafted, patches = copy.deepcopy(base), copy.deepcopy(base), list[Any]()
+    fresh: dict[str, dict[str, float]] = {"tuned": {}, "grafts": {}}
+    for skill in TASKS:
+        tune = Tune((skill,), steps=TASK_STEPS, examples=TRAINED, seed=seed)
+        tuned(plain, tune, world)
+        grafted, patch = _Tuned(grafted, world, tune).learned(TASK_SIZE, skill)
+        patches.append(patch)
+        fresh["tuned"][skill], fresh["grafts"][skill] = right(plain, skill), right(grafted, skill)
+    last = {"tuned": {skill: right(plain, skill) for skill in TASKS}, "all grafts": {skill: right(grafted, skill) for skill in TASKS}}
+    old = {"tuned": accuracies(plain, world, SKILLS), "all grafts": accuracies(grafted, world, SKILLS)}
+    known = {}
+    for skill, patch in reversed(list(zip(TASKS, patches, strict=True))):
+        known[skill] = right(grafted, skill)
+        patch.revert(grafted)
+    old["no graft"] = accuracies(grafted, world, SKILLS)
+    return {
+        "fresh": fresh,
+        "last": {**last, "its own grafts": known},
+        "old_skills": {way: mean(each.values()) for way, each in old.items()},
     }
 
 
@@ -176,8 +210,9 @@ def main(seeds: int = 3, progress: Progress | None = None) -> Reproduction:
         done()
         run["two"] = _two(bases[MAIN], world, seed)
         done()
-        runs.append(run)
+        run["continual"] = _continual(bases[MAIN], world, seed)
         done()
+        runs.append(run)
     return _report(runs, [accuracies(base, world, SKILLS) for base in bases], time.perf_counter() - began, time.process_time() - busy)
 
 
@@ -198,7 +233,7 @@ def _report(runs: Sequence[dict[str, Any]], bases: list[dict[str, float]], secon
     old = {name: [round(mean(run["old_skills"][name].values()), 4) for run in runs] for name in runs[0]["old_skills"]}
     last = SIZES[-1]
     by_width = [mean(smallest[str(base.width)]) for base in BASES]
-    checks = {
+    judged = {
         f"a learned graft of {last:.0%} keeps 95 % of the accuracy, a random one at most 5 %": min(shares["learned"][str(last)]) >= 0.95
         and max(shares["random"][str(last)]) <= 0.05,
         "learned masks keep more than those of the largest movement": all(
@@ -210,6 +245,13 @@ def _report(runs: Sequence[dict[str, Any]], bases: list[dict[str, float]], secon
             graft > tune for graft, tune in zip(old[f"graft {last}"], old["tuned"], strict=True)
         ),
         "the masks of two skills are mostly apart": max(run["two"]["overlap"] for run in runs) < 0.5,
+        "each brings most of its own skill, and less than half of the other": all(
+            (run["two"]["accuracy"][f"mask of {mine} on {its}"] > 0.5 * run["two"]["tuned"][its]) == (mine == its)
+            for run in runs for mine in TWO for its in TWO
+        ),
+        "learned one after another, each with its own grafts in, all skills together are better than after tuning alone": all(
+            mean(run["continual"]["last"]["its own grafts"].values()) > mean(run["continual"]["last"]["tuned"].values()) for run in runs
+        ),
     }  # fmt: skip
     return Reproduction(
         name="skill-localization", room="edit",
@@ -220,24 +262,68 @@ def _report(runs: Sequence[dict[str, Any]], bases: list[dict[str, float]], secon
         setting={
             "bases": [repr(base) for base in BASES], "skill": "succ", "tuned": f"SGD, rate 0.3, {STEPS} steps, {TRAINED} examples",
             "mask": MASK, "sizes": SIZES, "grid": GRID, "noise": {"share": NOISE, "steps": NOISY_STEPS, "size": NOISY_SIZE},
-            "two": {"skills": TWO, "steps": TWO_STEPS, "size": TWO_SIZE, "start": "zero"}, "tested_on": TESTED,
+            "two": {"skills": TWO, "steps": TWO_STEPS, "size": TWO_SIZE, "start": TWO_START},
+            "continual": {"skills": TASKS, "steps": TASK_STEPS, "size": TASK_SIZE}, "tested_on": TESTED,
         },
         baseline={"movement": shares["movement"], "random": shares["random"], "tuned": [run["tuned"] for run in runs]},
         measured={
-            "checks": checks, "kept": shares["learned"], "smallest": smallest, "smallest_mean": [round(each, 4) for each in by_width],
+            "checks": judged, "kept": shares["learned"], "smallest": smallest, "smallest_mean": [round(each, 4) for each in by_width],
             "ece_graft_over_tuned": calibration, "old_skills_mean": old, "overlap": [run["two"]["overlap"] for run in runs],
             "bases": bases, "runs": list(runs), "cpu_seconds": round(cpu, 1),
         },
         ratio=round(mean(shares["learned"][str(last)]), 4),
-        held=all(checks.values()),
+        held=all(judged.values()),
         seeds=[run["seed"] for run in runs], seconds=round(seconds, 1),
         settings_tried=SETTINGS_TRIED,
         machine=machine(),
     )  # fmt: skip
 
 
+def tables(found: Reproduction) -> str:
+    """The figures as Markdown: means over seeds."""
+    measured, runs = found.measured, found.measured["runs"]
+    kept = [
+        {"share of the parameters": f"{size:.0%}", "learned": _mean(measured["kept"][str(size)]),
+         "largest movement": _mean(found.baseline["movement"][str(size)]), "random": _mean(found.baseline["random"][str(size)]),
+         "old skills left": _mean(measured["old_skills_mean"][f"graft {size}"])}
+        for size in SIZES
+    ]  # fmt: skip
+    widths = [
+        {"width": base.width, "parameters": runs[0]["smallest"][str(base.width)]["parameters"],
+         "smallest sufficient graft": f"{mean(measured['smallest'][str(base.width)]):.1%}"}
+        for base in BASES
+    ]  # fmt: skip
+    noisy = [
+        {"model": name, "right": _mean([run["noisy"][name]["accuracy"] for run in runs]),
+         "calibration error": f"{mean(run['noisy'][name]['ece'] for run in runs):.3f}"}
+        for name in ("tuned", "graft")
+    ]  # fmt: skip
+    two = [
+        {"model": f"mask of {mine}", **{its: _mean([run["two"]["accuracy"][f"mask of {mine} on {its}"] for run in runs]) for its in TWO}}
+        for mine in TWO
+    ]
+    two.insert(0, {"model": "tuned on both", **{its: _mean([run["two"]["tuned"][its] for run in runs]) for its in TWO}})
+    continual = [
+        {"model": way, **{skill: _mean([run["continual"]["last"][way][skill] for run in runs]) for skill in TASKS},
+         "old skills left": _mean([run["continual"]["old_skills"][left] for run in runs])}
+        for way, left in (("tuned", "tuned"), ("all grafts", "all grafts"), ("its own grafts", "no graft"))
+    ]  # fmt: skip
+    heads = (
+        "Accuracy kept, of the tuned model's", "By width", f"{NOISE:.0%} wrong answers in the tuning data",
+        f"Two skills: overlap {_mean(measured['overlap'])}, by chance {_mean([run['two']['by_chance'] for run in runs])}",
+        "Learned one after another, after the last", "Judged by",
+    )  # fmt: skip
+    parts = (*map(table, (kept, widths, noisy, two, continual)), checks(measured["checks"]))
+    return "\n".join(f"### {head}\n\n{part}" for head, part in zip(heads, parts, strict=True))
+
+
+def _mean(values: Sequence[float]) -> str:
+    return f"{mean(values):.2f}"
+
+
 def picture(found: Reproduction, path: Path) -> None:
-    """What grafts keep by their size; the smallest sufficient graft by width; calibration; the old skills."""
+    """What grafts keep by their size; the smallest sufficient graft by width; calibration; the old skills; where the graft is; what is
+    left of skills learned one after another."""
     measured, seeds = found.measured, found.seeds
     ways = {"learned": measured["kept"], "largest movement": found.baseline["movement"], "random": found.baseline["random"]}
     kept = [
@@ -252,12 +338,23 @@ def picture(found: Reproduction, path: Path) -> None:
     bars = [Line(name, list(range(len(seeds))), [each[name]["ece"] for each in noisy], style="bars") for name in ("tuned", "graft")]
     old = measured["old_skills_mean"]
     forgotten = Line("", list(range(len(old))), [mean(values) for values in old.values()], style="bars")
+    places, where = dict[str, dict[int, list[float]]](), dict[str, int]()
+    for run in measured["runs"]:
+        for row in run["places"]:
+            places.setdefault(f"layer {row['layer']}", {}).setdefault(where.setdefault(row["kind"], len(where)), []).append(row["share"])
+    chosen = [Line(layer, list(kinds), [mean(shares) for shares in kinds.values()], style="bars") for layer, kinds in places.items()]
+    last = [run["continual"]["last"] for run in measured["runs"]]
+    learned = [
+        Line(way, list(range(len(TASKS))), [mean(each[way][skill] for each in last) for skill in TASKS], style="bars") for way in last[0]
+    ]
     save(
         [
             Chart("Accuracy kept by a graft (of the tuned model's)", "share of the parameters", "share kept", kept, log="x"),
             Chart("Smallest sufficient graft", "width of the model", "share of the parameters", [scaling], share=False),
             Chart("15 % wrong answers: calibration error", "", "ECE", bars, names=[f"seed {seed}" for seed in seeds], share=False),
             Chart("Accuracy on the five old skills", "", "mean accuracy", [forgotten], names=list(old)),
+            Chart(f"Where the graft of {SIZES[-1]:.0%} is", "kind of parameter", "share chosen", chosen, names=list(where), share=False),
+            Chart("Skills learned one after another", "", "accuracy after the last", learned, names=TASKS),
         ],
         path,
     )

@@ -6,29 +6,36 @@ ACL 2023, arXiv 2305.04091. What changes the reasoning is a trigger behind the p
 numbers: 101 is Zero-shot-CoT, 201 is PS, 301, 302, 305 and 307 are PS+, 303, 304 and 306 are those of single data sets. The wordings
 behind the numbers are our own, in plain files; nothing stands in the way of the paper's.
 
-Not covered: Zero-shot-PoT (the baseline that writes programs), and planning agents that call tools. For examples made by themselves see
-`keystep.solve.auto_cot`.
+The paper's other zero-shot baseline is here as the trigger `pot`: Zero-shot-PoT (Chen et al. 2022, arXiv 2211.12588), where the model
+writes a program. It is carried out by `keystep.solve.programs`, never by Python; for letters of choices a second call picks the one that
+its outcome is nearest to.
+
+Not covered: planning agents that call tools. For examples made by themselves see `keystep.solve.auto_cot`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any, ClassVar, Literal
 
 from keystep.errors import BadInput
 from keystep.lm.base import as_finished
+from keystep.run.flags import Flag
 from keystep.run.run import Context
 from keystep.run.vote import First
 from keystep.solve.answers import majority, read
 from keystep.solve.chains import Chain, Reasoner
+from keystep.solve.programs import outcome, program_in
 from keystep.solve.solver import Solution
 from keystep.solve.worked import sections
 from keystep.task import Task
 
 TRIGGERS = ("101", "201", "301", "302", "303", "304", "305", "306", "307")
 CLAUSES = ("understand", "variables", "plan", "intermediates", "attention", "show")
+PROGRAM = "pot"
 TEMPERATURE = 0.7  # of the reasonings of self-consistency
 
 Clause = Literal["understand", "variables", "plan", "intermediates", "attention", "show"]
@@ -38,7 +45,8 @@ Clause = Literal["understand", "variables", "plan", "intermediates", "attention"
 class PlanAndSolve(Reasoner):
     """
     Args:
-        trigger: a published number, or a wording of one's own; "" takes the number published for the kind of answer.
+        trigger: a published number, or a wording of one's own; "" takes the number published for the kind of answer; `pot` has a program
+            written.
         clauses: builds the trigger of these clauses instead (understand, variables, plan, intermediates, attention, show).
         samples: reasonings whose answers are counted; 10 in the paper. Every reasoning is then drawn on its own, without a vote.
         temperature: of the reasonings; None is the run's, with several samples 0.7.
@@ -47,8 +55,8 @@ class PlanAndSolve(Reasoner):
 
     name: ClassVar[str] = "plan-and-solve"
     prompt_files: ClassVar[tuple[str, ...]] = (
-        "chat.txt", "completion.txt", "clauses.txt", *(f"trigger-{number}.txt" for number in TRIGGERS), "answer-number.txt",
-        "answer-choice.txt", "answer-yes-no.txt", "answer-text.txt", "answer-short.txt",
+        "chat.txt", "completion.txt", "clauses.txt", *(f"trigger-{number}.txt" for number in (*TRIGGERS, PROGRAM)),
+        "answer-number.txt", "answer-choice.txt", "answer-yes-no.txt", "answer-text.txt", "answer-short.txt",
     )  # fmt: skip
 
     trigger: str = ""
@@ -74,7 +82,7 @@ class PlanAndSolve(Reasoner):
         if self.clauses:
             return self.prompt("clauses.txt", clauses=self.clauses)
         chosen = self.trigger or self.of.trigger
-        return self.prompt(f"trigger-{chosen}.txt") if chosen in TRIGGERS else chosen
+        return self.prompt(f"trigger-{chosen}.txt") if chosen in (*TRIGGERS, PROGRAM) else chosen
 
     def answer_trigger(self) -> str:
         return self.prompt("answer-short.txt") if self.answer_trigger_of == "code" else super().answer_trigger()
@@ -99,7 +107,7 @@ class PlanAndSolve(Reasoner):
 
     async def _one(self, problem: str, trigger: str, ctx: Context) -> Chain:
         reasoning = {} if self.temperature is None else {"temperature": self.temperature}
-        return await self.chain(problem, trigger, ctx, self._read, reasoning=reasoning)
+        return await self._chain(problem, trigger, ctx, reasoning, {})
 
     async def _several(self, problem: str, trigger: str, ctx: Context) -> list[Chain]:
         """Self-consistency: the reasonings side by side, each in a place of its own, with a greedy second call."""
@@ -108,14 +116,53 @@ class PlanAndSolve(Reasoner):
 
         async def draw(number: int) -> tuple[int, Chain]:
             reasoning, extraction = {"vote": alone, "temperature": temperature}, {"vote": alone, "temperature": 0.0}
-            chain = await self.chain(
-                problem, trigger, ctx.at(f"sample-{number}"), self._read, reasoning=reasoning, extraction=extraction
-            )  # fmt: skip
-            return number, chain
+            return number, await self._chain(problem, trigger, ctx.at(f"sample-{number}"), reasoning, extraction)
 
         async with aclosing(as_finished(draw(number) for number in range(self.samples))) as finished:
             drawn = dict([pair async for pair in finished])
         return [drawn[number] for number in range(self.samples)]
+
+    async def _chain(self, problem: str, trigger: str, ctx: Context, reasoning: Mapping[str, Any], extraction: Mapping[str, Any]) -> Chain:
+        """One reasoning in words, or as a program."""
+        if self.trigger != PROGRAM:
+            return await self.chain(problem, trigger, ctx, self._read, reasoning=reasoning, extraction=extraction)
+        rule = reasoning.get("vote", ctx.run.asking.rule)
+        again = not isinstance(rule, First) or reasoning.get("temperature", ctx.run.asking.sampling.temperature) > 0
+        limit: dict[str, Any] = {} if self.reasoning_tokens is None else {"max_tokens": self.reasoning_tokens}
+
+        def parse(text: str) -> dict[str, str | None]:
+            """A program that fails is drawn again, unless the same one would come."""
+            try:
+                found = self._outcome(text)
+            except Flag:
+                if again:
+                    raise
+                found = None
+            return {"text": text, "answer": found}
+
+        options = {"key": lambda found: found["answer"], **limit, **reasoning}
+        first = (await ctx.ask(self.first_prompt(problem, trigger), parse=parse, **options)).value
+        if self.of.wants != "choice" or first["answer"] is None:
+            return Chain(first["text"], first["answer"], None, None)
+        worked = f"{first['text']}\n\nThe program gives {first['answer']}."
+        prompt, shown = self.second_prompt(problem, trigger, worked, " ")
+        second = await self.extracted(prompt, self._read, ctx, extraction)
+        return Chain(first["text"], second.value["answer"], shown, second.value["text"])
+
+    def _outcome(self, text: str) -> str | None:
+        """What the program in a text comes to, as an answer; of choices as it is.
+
+        Raises:
+            Flag: it comes to nothing, or to nothing of this kind.
+        """
+        found = outcome(program_in(text))
+        if self.of.reads == "yes-no" and isinstance(found, bool):
+            return "yes" if found else "no"
+        said = format(Decimal(repr(found)), "f").removesuffix(".0") if isinstance(found, float) else str(found)  # 3e-05 in digits
+        answer = said.strip() if self.of.wants == "choice" else self._read(said)
+        if not answer:
+            raise Flag(f"the program gives no {self.of.reads}")
+        return answer
 
     def _read(self, text: str) -> str | None:
         return read(self.of, text, self.rules)

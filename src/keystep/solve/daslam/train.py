@@ -29,7 +29,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from keystep.errors import BadInput
-from keystep.nn.tuning import Supervised, Tell, fine_tune, whole_folder, write_json
+from keystep.nn.checkpoint import whole
+from keystep.nn.tuning import Supervised, Tell, fine_tune, write_json
 from keystep.run.flags import Flag
 from keystep.run.run import Context, Run
 from keystep.run.vote import First
@@ -269,7 +270,8 @@ class Training:
         judged = {"sft": await self._judge(ctx, "sft")}
         steps, skipped, early = await self._policy_gradient(ctx, judged)
         final = self.out / "decomposer"
-        whole_folder(final, self.policy.save)
+        with whole(final, replace=True) as part:
+            self.policy.save(part)
         report = Report(
             problems=len(self.trained), held_out=len(self.held), solver_right=sum(self.right) / len(self.right), judged=judged, steps=steps,
             skipped=skipped, left_out=left_out, stopped_early=early, decomposer=str(final),
@@ -372,7 +374,8 @@ class Training:
             )  # fmt: skip
             policy.only(policy.moved())
             fine_tune(policy.model, policy.tokenizer, rows, self.out / "sft-checkpoints", how, self.seed, self.tell)
-        whole_folder(done, policy.save)
+        with whole(done, replace=True) as part:
+            policy.save(part)
         shutil.rmtree(self.out / "sft-checkpoints", ignore_errors=True)
         return left_out
 
@@ -415,14 +418,12 @@ class Training:
         saved = state["step"]
         _cut(self.out / "log.jsonl", saved)
 
-        def write(folder: Path) -> None:
-            self.policy.save(folder)
-            learner.save(folder, state)
-
         def save() -> None:
             nonlocal saved
             if state["step"] > saved:
-                whole_folder(self.out / "checkpoints" / f"step-{state['step']:06d}", write)
+                with whole(self.out / "checkpoints" / f"step-{state['step']:06d}", replace=True) as part:
+                    self.policy.save(part)
+                    learner.save(part, state)
                 for old in sorted((self.out / "checkpoints").glob("step-*"))[:-1]:
                     shutil.rmtree(old)
                 saved = state["step"]
@@ -514,10 +515,9 @@ def _cut(log: Path, step: int) -> None:
     """Take off the lines of later steps: they are made again."""
     if log.exists():
         lines = [line for line in log.read_text("utf-8").splitlines() if json.loads(line)["step"] <= step]
-        part = log.with_name(f"{log.name}.part")
-        part.write_text("".join(f"{line}\n" for line in lines), "utf-8")
-        part.replace(log)
+        with whole(log, replace=True) as part:
+            part.write_text("".join(f"{line}\n" for line in lines), "utf-8")
 
 
 def _latest(folder: Path) -> Path | None:
-    return max((each for each in folder.glob("step-*") if each.suffix != ".part"), default=None) if folder.exists() else None
+    return max(folder.glob("step-*"), default=None) if folder.exists() else None

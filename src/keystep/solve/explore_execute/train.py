@@ -29,6 +29,7 @@ from keystep.errors import BadInput
 from keystep.lm.base import draw_key
 from keystep.lm.local import fingerprint
 from keystep.nn import tuning
+from keystep.nn.checkpoint import whole
 from keystep.nn.tuning import Supervised, Tell
 from keystep.solve.explore_execute import data
 from keystep.solve.explore_execute.adherence import adherence, overlong, reward
@@ -186,13 +187,11 @@ class _Training:
             return self._finished()
         self._begin()
         report = self._reinforce() if self.stage == "rl" else self._fine_tune()
-
-        def write(folder: Path) -> None:
-            self.model.save_pretrained(folder)
-            self.tokenizer.save_pretrained(folder)
-            (folder / "keystep-training.json").write_text(report.model_dump_json(indent=2), "utf-8")
-
-        tuning.whole_folder(self.out, write)
+        with whole(self.out) as part:
+            part.mkdir()
+            self.model.save_pretrained(part)
+            self.tokenizer.save_pretrained(part)
+            (part / "keystep-training.json").write_text(report.model_dump_json(indent=2), "utf-8")
         shutil.rmtree(self.begun, ignore_errors=True)
         return report
 
@@ -272,7 +271,8 @@ class _Training:
             state["done"] += 1
             self.tell("main phase" if main else "warm-up", state["done"], len(batches), f"right {logged['right']:.2f}")
             if state["done"] % settings.save_every == 0 and state["done"] < len(batches):
-                tuning.whole_folder(checkpoint, lambda folder: learner.save(folder, state))
+                with whole(checkpoint, replace=True) as part:
+                    learner.save(part, state)
         return Report(
             stage=self.stage, model=self.folder, rows=len(kept), left_out=len(prompts) - len(kept), steps=state["done"],
             tokens=state["tokens"], log=state["log"], identity=self.identity,
