@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import math
 import operator
+import os
+import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -11,6 +16,8 @@ from hypothesis import strategies as st
 from keystep.run.flags import Flag
 from keystep.solve.programs import outcome, program_in
 
+SVAMP = os.environ.get("KEYSTEP_PLAN_AND_SOLVE_DATA")
+GSM8K = os.environ.get("KEYSTEP_AUTO_COT_DATA")
 HENS = """
 def solver():
     eggs_per_day = 16
@@ -130,3 +137,20 @@ def test_where_the_program_is():
     for text in ("", "I cannot say.", "The answer is 5."):
         with pytest.raises(Flag, match="there is no program"):
             program_in(text)
+
+
+@pytest.mark.skipif(not SVAMP, reason="KEYSTEP_PLAN_AND_SOLVE_DATA names no folder")
+def test_the_equations_of_svamp():
+    rows = json.loads((Path(SVAMP) / "SVAMP.json").read_text("utf-8"))
+    found = [outcome(f"def solver():\n    total = {row['Equation']}\n    return total") for row in rows]
+    wrong = [row for row, value in zip(rows, found, strict=True) if not math.isclose(value, row["Answer"], abs_tol=1e-3)]
+    assert len(rows) == 1000 and [row["Equation"] for row in wrong] == ["( ( 4.0 - 2.0 ) + 3.0 )"]  # whose answer in the file is 1
+
+
+@pytest.mark.skipif(not GSM8K, reason="KEYSTEP_AUTO_COT_DATA names no folder")
+def test_the_equations_of_gsm8k():
+    text = (Path(GSM8K) / "gsm8k_test.jsonl").read_text("utf-8")
+    pairs = [pair for line in text.splitlines() for pair in re.findall(r"<<([-+*/().\d]+)=(-?[\d.]+)>>", json.loads(line)["answer"])]
+    pairs = [(left, right) for left, right in pairs if not re.search(r"(?<![\d.])0\d", left)]  # 018 is no number
+    right = sum(math.isclose(outcome(f"ans = {left}"), float(result.rstrip(".")), rel_tol=0.01) for left, result in pairs)
+    assert len(pairs) > 3500 and right > 0.99 * len(pairs)
