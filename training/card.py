@@ -1,14 +1,15 @@
 """Measure an embedded ensemble and write its model card: `python training/card.py hanoi` (or any other of train.py).
 
 The figures go beside the weights (`<ensemble>.card.json`), a page to read into `docs/models/`. Every figure is exact for the steps it is
-about: the probability of each right answer is computed by teacher forcing, nothing is sampled and counted. The steps are random ones
-(seeded, with the rare cases drawn as often as in training, or all steps where that is possible) and every single step of the tasks the
-ensemble is made for.
+about: the probability of each right answer is computed by teacher forcing, nothing is sampled and counted, and that of the vote follows
+from it, as if all wrong answers agreed. The steps are random ones (seeded, with the rare cases drawn as often as in training, or all steps
+where that is possible) and every single step of the tasks the ensemble is made for.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,28 +21,45 @@ import hanoi
 import ledger
 import numpy as np
 import pairs
+import problems
+import strings
+from scan import vote
 
 from keystep.lm.embedded.arithmetic import encode as arithmetic_encode
 from keystep.lm.embedded.ledger import END, MAX_VALUE, VALUE, encode, render
 from keystep.lm.embedded.model import WEIGHTS, Ensemble, answer_probabilities, load
+from keystep.lm.embedded.problems import encode as problems_encode
+from keystep.lm.embedded.strings import encode as strings_encode
 from keystep.run import Procedure
 from keystep.run.builtin import builtin
+from keystep.run.builtin.problem import Problem
 from keystep.worlds import ledger as ledger_world
 
 DOCS = Path(__file__).parent.parent / "docs/models"
 SEED = 20260101
 SIZES = {"hanoi": "disks", "ledger": "words"}  # what the random steps are told apart by; else it is a kind
+NOTES = {
+    "problems": "Held out of training are a fifth of all pairs of a name and things and a seventh of the numbers above twelve: nothing "
+    "with one of them was trained on, though every name, thing and template was."
+}
 PER_HEIGHT = 600  # random steps for each height from 3 to 20 disks
 WORDS, DICTIONARIES = (2, 10, 25, 50, 75, 100), 105  # dictionary sizes, and dictionaries of each; ledger.QUERIES steps on each dictionary
 LEDGER_RUNS, LEDGER_STEPS, LEDGER_WORDS = 5, 2000, 100
 PRODUCTS, PRODUCT_DIGITS = 200, (5, 10)  # multiplications of random numbers of so many digits
 PAIRS = 1500  # pairs of each kind
-LISTS = {5: 200, 500: 20}  # sorted lists: how many of each length
+LISTS = {5: 200, 500: 5}  # sorted lists: how many of each length
+VOTE, HEAT = 3, 0.5  # the vote that is foreseen: first to lead by so many, at this temperature
+STRINGS = 3000  # string steps of each kind
+TEXTS = {10: 100, 200: 10}  # texts of random words of at most 10 letters: how many of each number of words
+SENTENCES = 500  # sentences of each kind, and as many with something in them that was held out of training
+PROBLEMS, PROBLEM_OPERATIONS = 200, 4  # word problems about held-out pairs of a name and things
 
 
 @dataclass
 class Steps:
-    """Steps of one prompt length: tokens of the prompts [N, P] and right answers [N, A], and how many a prompt shares with others."""
+    """Steps of one prompt length: tokens of the prompts [N, P] and right answers [N, A], and how many a prompt shares with others.
+
+    An answer ends with its first END, whatever fills it up behind."""
 
     label: int | str
     prompts: np.ndarray
@@ -66,6 +84,13 @@ def random_steps(skill: str) -> Iterator[Steps]:
     elif skill == "pairs":
         for kind, label in enumerate(pairs.KINDS):
             yield examples(label, pairs.examples(*pairs.draw(rng, PAIRS, kind)), pairs.PROMPT)
+    elif skill == "strings":
+        for kind, label in enumerate(strings.KINDS):
+            yield examples(label, strings.draw(rng, STRINGS, kind), strings.PROMPT)
+    elif skill == "problems":
+        for kind, label in enumerate(problems.KINDS):
+            yield examples(label, problems.draw(rng, SENTENCES, kind), problems.PROMPT)
+            yield examples(f"{label}, held out", problems.draw(rng, SENTENCES, kind, held=True), problems.PROMPT)
     elif skill == "hanoi":
         for disks in range(3, 21):
             yield hanoi_steps(hanoi.batch(rng, PER_HEIGHT, disks), disks)
@@ -86,6 +111,11 @@ def task_steps(ensemble: str) -> dict[str, list[Steps]]:
         return {f"{PRODUCTS} products of {digits}-digit numbers, every step": products(digits) for digits in PRODUCT_DIGITS}
     if ensemble == "pairs":
         return {f"{count} lists of {size}, every step of their sorting": lists(size, count) for size, count in LISTS.items()}
+    if ensemble == "strings":
+        return {f"the last letters of {count} texts of {words} words, every step": texts(words, count) for words, count in TEXTS.items()}
+    if ensemble == "problems":
+        title = f"the sentences of {PROBLEMS} problems with {PROBLEM_OPERATIONS} operations, about names and things held out of training"
+        return {title: told()}
     runs = [ledger_run(instance) for instance in range(LEDGER_RUNS)]
     return {f"{LEDGER_RUNS} ledgers of {LEDGER_WORDS} words, all {LEDGER_STEPS:,} steps of each": runs}
 
@@ -118,9 +148,38 @@ def lists(size: int, count: int) -> list[Steps]:
     return [run_steps(number, builtin("sort", {"size": size, "instance": SEED + number})) for number in range(count)]
 
 
+def texts(words: int, count: int) -> list[Steps]:
+    """The steps of the procedure `letters` on texts of random words."""
+    rng = np.random.default_rng([SEED, words])
+    alphabet = np.array(list("abcdefghijklmnopqrstuvwxyz"))
+    drawn = [["".join(rng.choice(alphabet, rng.integers(1, 11))) for _ in range(words)] for _ in range(count)]
+    glues = ("nothing", "space", "comma", "semi-colon")
+    return [
+        run_steps(number, builtin("letters", {"text": " ".join(text), "glue": glues[number % len(glues)]}))
+        for number, text in enumerate(drawn)
+    ]
+
+
+def told() -> list[Steps]:
+    """The reading steps of the procedure `problem` on random problems about held-out names and things."""
+    found: list[Steps] = []
+    for instance in itertools.count(SEED):
+        work = Problem(instance=instance, operations=PROBLEM_OPERATIONS)
+        if problems.held_pair(*work.about):
+            found.append(run_steps(len(found), work))
+        if len(found) == PROBLEMS:
+            return found
+    raise AssertionError("there is no end of problems")
+
+
 def run_steps(label: int, work: Procedure) -> Steps:
-    """Every step of a procedure `multiply` or `sort` as its ensemble's tokens."""
+    """Every step of a procedure `multiply`, `sort`, `letters` or `problem` as its ensemble's tokens."""
     assert work.truth is not None
+    if work.name in ("letters", "problem"):
+        known_as, tokens = (strings_encode, strings.answer) if work.name == "letters" else (problems_encode, problems.answer)
+        steps = [(known_as(str(work.prompt(state))), answer) for state, answer in work.truth()]
+        asked = [(known[0], tokens(answer)) for known, answer in steps if known]  # a problem's other steps are arithmetic
+        return Steps(label, np.array([prompt for prompt, _ in asked]), np.array([answer for _, answer in asked]))
     if work.name == "multiply":
         known = [(arithmetic_encode(str(work.prompt(state))), answer) for state, answer in work.truth()]
         prompts, answers = ([each for each, _ in known if each], [answer for _, answer in known])
@@ -129,10 +188,30 @@ def run_steps(label: int, work: Procedure) -> Steps:
     return examples(label, pairs.examples(*fronts.T), pairs.PROMPT)
 
 
-def measured(ensemble: Ensemble, steps: Steps) -> tuple[np.ndarray, np.ndarray]:
-    """Probability of the right answer at temperature 1, and whether greedy decoding gives it: both [members, N]."""
-    both = [answer_probabilities(member, steps.prompts, steps.answers, 1.0, steps.shared) for member in ensemble.members]
-    return np.stack([p for p, _ in both]), np.stack([right for _, right in both])
+@dataclass
+class Found:
+    """Of steps: probability of the right answer at temperature 1 and at HEAT, and whether greedy decoding gives it: all [members, N]."""
+
+    p: np.ndarray
+    heated: np.ndarray
+    right: np.ndarray
+
+
+def measured(ensemble: Ensemble, steps: Steps) -> Found:
+    sizes = (steps.answers == ensemble.skill.tokenizer.END).argmax(1) + 1
+    shape = len(ensemble.members), len(sizes)
+    found = Found(np.empty(shape), np.empty(shape), np.empty(shape, bool))
+    for size in np.unique(sizes):
+        part = sizes == size
+        for number, member in enumerate(ensemble.members):
+            prompts, answers = steps.prompts[part], steps.answers[part][:, :size]
+            found.p[number, part], found.right[number, part] = answer_probabilities(member, prompts, answers, 1.0, steps.shared)
+            found.heated[number, part], _ = answer_probabilities(member, prompts, answers, HEAT, steps.shared)
+    return found
+
+
+def together(parts: list[Found]) -> Found:
+    return Found(*(np.concatenate([getattr(part, name) for part in parts], 1) for name in ("p", "heated", "right")))
 
 
 def wrong_together(wrong: np.ndarray) -> dict[str, Any]:
@@ -156,9 +235,10 @@ def wrong_together(wrong: np.ndarray) -> dict[str, Any]:
     }
 
 
-def summary(p: np.ndarray, right: np.ndarray) -> dict[str, Any]:
-    """The card's figures for one set of steps; p and right are [members, N]."""
-    pooled = p.mean(0)
+def summary(found: Found) -> dict[str, Any]:
+    """The card's figures for one set of steps."""
+    p, right, pooled = found.p, found.right, found.p.mean(0)
+    voted = vote(found.heated, VOTE)[0]
     return {
         "steps": p.shape[1],
         "members": [
@@ -171,6 +251,7 @@ def summary(p: np.ndarray, right: np.ndarray) -> dict[str, Any]:
             for q, r in zip(p, right, strict=True)
         ],
         "pool": {"sampled_error": float(1 - pooled.mean()), "min_p": float(pooled.min()), "steps_below_half": int((pooled < 0.5).sum())},
+        "vote": {"ahead_by": VOTE, "temperature": HEAT, "error": float(1 - voted.mean()), "min_p": float(voted.min())},
         "greedy_wrong_together": wrong_together(~right),
     }
 
@@ -179,19 +260,20 @@ def make_card(name: str) -> dict[str, Any]:
     ensemble = load(name)
     random, by_label = [], []
     for steps in random_steps(name.removesuffix("-large")):
-        p, right = measured(ensemble, steps)
-        random.append((p, right))
-        pooled, greedy = float(1 - p.mean()), (~right).mean(1).tolist()
-        by_label.append({"size": steps.label, "steps": p.shape[1], "pool_sampled_error": pooled, "greedy_error": greedy})
+        found = measured(ensemble, steps)
+        random.append(found)
+        by_label.append({
+            "size": steps.label, "steps": found.p.shape[1], "pool_sampled_error": float(1 - found.p.mean()),
+            "greedy_error": (~found.right).mean(1).tolist(), "vote_error": float(1 - vote(found.heated, VOTE)[0].mean()),
+        })  # fmt: skip
     tasks = {}
     for title, parts in task_steps(name).items():
-        found = [measured(ensemble, part) for part in parts]
-        alone = [ps.prod(1) for ps, _ in found]  # [runs][members]
-        clean = [[bool(r.all()) for r in rights] for _, rights in found]
+        runs = [measured(ensemble, part) for part in parts]
         tasks[title] = {
-            **summary(np.concatenate([p for p, _ in found], 1), np.concatenate([right for _, right in found], 1)),
-            "runs_without_error_greedy": np.array(clean).sum(0).tolist(),
-            "chance_of_a_run_without_error_sampled": np.array(alone).mean(0).tolist(),
+            **summary(together(runs)),
+            "runs_without_error_greedy": np.array([run.right.all(1) for run in runs]).sum(0).tolist(),
+            "chance_of_a_run_without_error_sampled": np.array([run.p.prod(1) for run in runs]).mean(0).tolist(),
+            "chance_of_a_run_without_error_voted": float(np.mean([vote(run.heated, VOTE)[0].prod() for run in runs])),
         }
     return {
         "ensemble": name,
@@ -199,7 +281,7 @@ def make_card(name: str) -> dict[str, Any]:
         "bytes": (WEIGHTS / f"{name}.safetensors").stat().st_size,
         "seed_of_random_steps": SEED,
         "members": [{"parameters": size, **member.about} for size, member in zip(ensemble.parameters, ensemble.members, strict=True)],
-        "random": summary(np.concatenate([p for p, _ in random], 1), np.concatenate([right for _, right in random], 1)),
+        "random": summary(together(random)),
         "random_by_size": by_label,
         "tasks": tasks,
     }
@@ -220,7 +302,9 @@ def table(head: list[str], rows: list[list[Any]]) -> str:
 
 def section(title: str, found: dict[str, Any]) -> str:
     """The errors of members and pool on one set of steps, and how the greedy errors overlap."""
-    runs = "chance_of_a_run_without_error_sampled" in found
+    runs, said = "chance_of_a_run_without_error_sampled" in found, ""
+    if voted := found.get("vote"):
+        said = f" The vote is first to lead by {voted['ahead_by']}, sampled at\ntemperature {voted['temperature']}."
     head = ["member", "greedy: steps wrong", "greedy error", "sampled error", "least p"]
     rows = [
         [place, one["greedy_wrong"], percent(one["greedy_error"]), percent(one["sampled_error"]), number(one["min_p"])]
@@ -228,13 +312,16 @@ def section(title: str, found: dict[str, Any]) -> str:
     ]
     pool = found["pool"]
     rows.append(["**pool**", "", "", percent(pool["sampled_error"]), number(pool["min_p"])])
+    if voted:
+        rows.append([f"**vote**, {voted['ahead_by']} ahead", "", "", percent(voted["error"]), number(voted["min_p"])])
     if runs:
         head += ["whole runs right, greedy", "chance of a whole run, sampled"]
         for row, clean, chance in zip(
             rows, found["runs_without_error_greedy"], found["chance_of_a_run_without_error_sampled"], strict=False
         ):
             row += [clean, number(chance)]
-        rows[-1] += ["", ""]
+        for row in rows[len(found["members"]) :]:
+            row += ["", number(found["chance_of_a_run_without_error_voted"]) if row[0].startswith("**vote") else ""]
     together = found["greedy_wrong_together"]
     counts = [
         [wrong, seen, number(even)] for wrong, (seen, even) in enumerate(zip(together["observed"], together["if_independent"], strict=True))
@@ -243,7 +330,7 @@ def section(title: str, found: dict[str, Any]) -> str:
     return f"""## {title}
 
 {found["steps"]:,} steps. In the pool, a sample comes from a member drawn at random: its least probability of a right answer is
-{number(pool["min_p"])}, and it is below ½ on {pool["steps_below_half"]:,} steps.
+{number(pool["min_p"])}, and it is below ½ on {pool["steps_below_half"]:,} steps.{said}
 
 {table(head, rows)}
 
@@ -286,11 +373,11 @@ def page(card: dict[str, Any]) -> str:
         ]
         for place, one in enumerate(card["members"])
     ]
-    by_size = [
-        [one["size"], f"{one['steps']:,}", percent(one["pool_sampled_error"]), *map(percent, one["greedy_error"])]
-        for one in card["random_by_size"]
-    ]
-    greedy = [f"greedy {place}" for place in range(len(members))]
+    by_size = []
+    for one in card["random_by_size"]:
+        row = [one["size"], f"{one['steps']:,}", percent(one["pool_sampled_error"]), *map(percent, one["greedy_error"])]
+        by_size.append([*row, percent(one["vote_error"])] if "vote_error" in one else row)
+    columns = [f"greedy {place}" for place in range(len(members))] + ["vote"] * ("vote_error" in card["random_by_size"][0])
     return "\n".join(
         [
             f"# Embedded model: {name}",
@@ -303,9 +390,10 @@ def page(card: dict[str, Any]) -> str:
             *further(card["members"][0].get("hard", [])),
             *(section(title, found) for title, found in card["tasks"].items()),
             section("Every step there is" if name == "arithmetic" else "Random steps", card["random"]),
+            *([NOTES[name], ""] if name in NOTES else []),
             f"By {sizes}:",
             "",
-            table([sizes, "steps", "pool, sampled", *greedy], by_size),
+            table([sizes, "steps", "pool, sampled", *columns], by_size),
             "",
         ]
     )

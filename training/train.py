@@ -24,6 +24,8 @@ import hanoi
 import ledger
 import numpy as np
 import pairs
+import problems
+import strings
 import torch
 from forward import answer_logits, in_parts
 from rich.progress import Progress, track
@@ -36,6 +38,8 @@ from keystep.lm.embedded import arithmetic as arithmetic_tokens
 from keystep.lm.embedded import hanoi as hanoi_tokens
 from keystep.lm.embedded import ledger as ledger_tokens
 from keystep.lm.embedded import pairs as pairs_tokens
+from keystep.lm.embedded import problems as problem_tokens
+from keystep.lm.embedded import strings as string_tokens
 
 HERE = Path(__file__).parent
 BUILD = HERE / "build"
@@ -134,7 +138,14 @@ def examples_loss(net: LlamaForCausalLM, examples: Examples, member: Member, rng
     again = round(member.batch * AGAIN) if len(missed) else 0
     drawn = examples.batch(rng, member.batch - again)
     tokens = torch.from_numpy(np.concatenate([drawn, missed[rng.integers(0, len(missed), again)]]) if again else drawn)
-    return functional.cross_entropy(answer_logits(net, tokens, examples.prompt).flatten(0, 1), tokens[:, examples.prompt :].flatten())
+    return functional.cross_entropy(
+        answer_logits(net, tokens, examples.prompt).flatten(0, 1), wanted(tokens[:, examples.prompt :]).flatten()
+    )
+
+
+def wanted(answers: torch.Tensor) -> torch.Tensor:
+    """The answers' tokens [B, A], with what only fills up a row behind the first END (0) as -100, which no loss counts."""
+    return answers.masked_fill(((answers == 0).cumsum(1) - (answers == 0).int()) > 0, -100)
 
 
 def missed_before(kind: Kind, earlier: Sequence[Path]) -> np.ndarray:
@@ -143,15 +154,18 @@ def missed_before(kind: Kind, earlier: Sequence[Path]) -> np.ndarray:
         return np.empty((0, 0), int)
     pool, start = kind.examples.pool(), kind.examples.prompt
     tokens = torch.from_numpy(pool)
-    right = [(in_parts(stage_net(kind, path), tokens, start).argmax(-1) == tokens[:, start:]).all(1).numpy() for path in earlier]
-    return pool[~np.logical_and.reduce(right)]
+    answers = wanted(tokens[:, start:])
+    said = [in_parts(stage_net(kind, path), tokens, start).argmax(-1) for path in earlier]
+    return pool[~np.logical_and.reduce([((each == answers) | (answers < 0)).all(1).numpy() for each in said])]
 
 
 KINDS = {
     "hanoi": Kind(hanoi_tokens.VOCABULARY, 64, hanoi_loss),
     "ledger": Kind(ledger_tokens.VOCABULARY, 256, ledger.loss, ledger.start),
     "arithmetic": Kind(arithmetic_tokens.VOCABULARY, 16, examples=Examples(arithmetic.batch, arithmetic.PROMPT, arithmetic.wanted)),
-    "pairs": Kind(pairs_tokens.VOCABULARY, 16, start=pairs.start, examples=Examples(pairs.batch, pairs.PROMPT, pairs.pool)),
+    "pairs": Kind(pairs_tokens.VOCABULARY, 16, examples=Examples(pairs.batch, pairs.PROMPT, pairs.pool)),
+    "strings": Kind(string_tokens.VOCABULARY, 64, examples=Examples(strings.batch, strings.PROMPT, strings.pool)),
+    "problems": Kind(problem_tokens.VOCABULARY, 32, examples=Examples(problems.batch, problems.PROMPT, problems.pool)),
 }
 
 AGAIN = 0.15  # of a batch: examples that members before this one got wrong, so that its errors are others
@@ -182,11 +196,25 @@ ENSEMBLES: dict[str, list[Member]] = {
         Member(seed=35, width=32, hidden=104, batch=256, updates=1400),
     ],
     "pairs": [
-        Member(seed=41, width=48, hidden=128, heads=6, batch=192, updates=2200),
-        Member(seed=42, width=48, hidden=112, heads=6, batch=192, updates=2200),
-        Member(seed=43, width=48, hidden=144, heads=6, batch=192, updates=2200),
-        Member(seed=44, width=48, hidden=128, heads=6, batch=192, updates=2200),
-        Member(seed=45, width=48, hidden=128, heads=6, batch=192, updates=2200),
+        Member(seed=41, width=32, hidden=64, batch=192, updates=540),
+        Member(seed=42, width=32, hidden=56, batch=192, updates=560),
+        Member(seed=43, width=32, hidden=72, batch=192, updates=650),
+        Member(seed=44, width=28, hidden=64, batch=192, updates=720),
+        Member(seed=45, width=32, hidden=48, batch=192, updates=620),
+    ],
+    "strings": [
+        Member(seed=51, width=32, hidden=96, heads=4, batch=128, updates=900),
+        Member(seed=52, width=32, hidden=112, heads=4, batch=128, updates=800),
+        Member(seed=53, width=36, hidden=80, heads=3, batch=128, updates=800),
+        Member(seed=54, width=32, hidden=80, heads=4, batch=128, updates=900),
+        Member(seed=55, width=28, hidden=96, heads=2, batch=128, updates=900),
+    ],
+    "problems": [
+        Member(seed=61, width=40, hidden=80, heads=4, batch=128, updates=700),
+        Member(seed=62, width=40, hidden=88, heads=4, batch=128, updates=700),
+        Member(seed=63, width=44, hidden=72, heads=2, batch=128, updates=700),
+        Member(seed=64, width=40, hidden=72, heads=4, batch=128, updates=750),
+        Member(seed=65, width=40, hidden=80, heads=2, batch=128, updates=700),
     ],
     "hanoi-large": [
         Member(seed=11, width=64, hidden=176, updates=6000, tall=3.0, hard=HARD),

@@ -104,6 +104,27 @@ def test_what_is_refused(here):
     refused("has no feed-forward block that can be told in layer 0", *FORGET[:2], "mamba", *FORGET[3:])
 
 
+def test_unfinished_work_of_other_data_is_not_gone_on_with(here, monkeypatch):
+    from keystep.edit.unlearn.forget import _Work
+
+    real, calls = _Work.step, []
+
+    def stopped(*arguments):
+        calls.append(1)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(_Work, "step", stopped)
+    assert keystep(*FORGET, "--relearn", "0").exit_code == 3
+    (here / "rev.jsonl").write_text((here / "rev.jsonl").read_text().replace('"a"', '"b"'))
+    found = keystep(*FORGET, "--relearn", "0")
+    assert found.exit_code == 2 and "an unfinished try had fingerprint" in found.stderr
+    assert keystep(*FORGET, "--relearn", "0", "--seed", "1").exit_code == 2
+    (here / "g.unfinished.safetensors").unlink()
+    assert keystep(*FORGET, "--relearn", "0").exit_code == 0
+
+
 def test_guards_that_do_not_fit_are_refused(here):
     assert keystep(*FORGET, "--relearn", "0").exit_code == 0
     save_model(small_model("qwen2", width=16, heads=2), tokenizer(), here / "other")

@@ -40,7 +40,7 @@ def test_every_pair_is_asked_and_answered_as_training_says(first, second):
     assert pairs.encode(pairs.render(first, second)) == (row[: drawn.PROMPT], 0)
     procedure = Sort([first, second])
     assert procedure.parse(pairs.decode(row[drawn.PROMPT : -1]), procedure.start()) == sorted([first, second])
-    assert len(row) == 14 and row[-1] == pairs.END
+    assert len(row) == 12 and row[-1] == pairs.END
 
 
 @pytest.mark.parametrize("kind", [None, *range(len(drawn.KINDS))])
@@ -79,4 +79,4 @@ def test_a_malformed_column_stays_malformed(tokens):
 def test_a_malformed_pair_stays_malformed(tokens):
     procedure = Sort([1, 2])
     with pytest.raises(Flag):
-        procedure.parse(pairs.decode([t for t in tokens if t not in (pairs.TWO + 1, pairs.TWO + 2)]), procedure.start())
+        procedure.parse(pairs.decode([t for t in tokens if t not in (pairs.COLUMN + 12, pairs.COLUMN + 21)]), procedure.start())

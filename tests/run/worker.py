@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from keystep.lm.base import LM, Request, Sample, as_finished, draw_key
+from keystep.lm.embedded.problems import fitting
 from keystep.worlds import hanoi
 
 MALFORMED = (
@@ -97,6 +98,10 @@ def written(prompt: Any, candidate: int) -> str:
         return f"move = {move}\nnext_state = {pegs}"
     if prompt.startswith(("Long ", "Two whole numbers")):
         return _computed(prompt, candidate)
+    if prompt.startswith(("The next word", "One letter", "Two pieces")):
+        return _spelt(prompt, candidate)
+    if prompt.startswith("One sentence of a word"):
+        return _told(prompt, candidate)
     shown = re.search(r"^Running sum: (.*)\nNext word: (.*)$", prompt, re.MULTILINE)
     assert shown
     entry = re.search(rf"^{shown[2]} = (.*)$", prompt, re.MULTILINE)
@@ -114,6 +119,31 @@ def _computed(prompt: str, candidate: int) -> str:
         return f"smaller = {'first' if kept else 'second'}\nsorted = {numbers if kept else numbers[::-1]}"
     result = numbers[0] * numbers[1] + sum(numbers[2:]) if prompt.startswith("Long multiplication") else sum(numbers)
     return f"digit = {(result + candidate) % 10}\ncarry = {result // 10}"
+
+
+def _spelt(prompt: str, candidate: int) -> str:
+    """The answer to a prompt of `letters`; a wrong one has other letters."""
+    shown = dict(re.findall(r'^(Text|Word|First|Second): "(.*)"$', prompt, re.MULTILINE))
+    if "Text" in shown:
+        word, _, rest = shown["Text"].partition(" ")
+        return f'answer = "{"abc"[candidate - 1] * 2 if candidate else word}"\nrest = "{rest}"'
+    if "Word" in shown:
+        asked = prompt.partition("1: ")[2].partition("\n")[0]
+        letter = shown["Word"][-1 if asked == "last" else int(asked) - 1]
+        return f'answer = "{chr(ord(letter) + candidate)}"'
+    between = {"nothing": "", "a space": " ", "a comma": ",", "a semi-colon": ";"}[prompt.partition("them: ")[2].partition("\n")[0]]
+    return f'answer = "{shown["First"]}{between}{shown["Second"]}{"x" * candidate}"'
+
+
+def _told(prompt: str, candidate: int) -> str:
+    """The answer to a reading prompt of `problem`; a wrong one has other things, or other people."""
+    known = fitting(prompt.partition("\nSentence: ")[2].partition("\n")[0])
+    assert known
+    lines = [
+        f"{who}: {operation} {' x '.join(map(str, numbers))} {what}{'es' * candidate}"
+        for who, what, operation, *numbers in known[0].reading(known[1])
+    ]
+    return "\n".join(lines) or (f"Somebody: + {candidate} things" if candidate else "none")
 
 
 class Scripted(LM):

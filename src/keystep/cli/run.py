@@ -43,7 +43,7 @@ _NOT_CHANGED = ("run_id", "journal", "as_json", "quiet", "otel", "otel_content")
 
 
 def run(
-    procedure: Annotated[str, typer.Argument(metavar="PROCEDURE|FILE", help="hanoi, ledger, add, multiply, sort; or a YAML file.")],
+    procedure: Annotated[str, typer.Argument(metavar="PROCEDURE|FILE", help="A built-in one (hanoi, multiply, …) or a YAML file.")],
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A setting, or a value of the state.")] = None,
     model: Annotated[str, typer.Option(help="`keystep models` lists them; several with commas between.", rich_help_panel="Model")] = MODEL,
     base_url: Annotated[str | None, typer.Option(help="The server of an openai:MODEL.", rich_help_panel="Model")] = None,

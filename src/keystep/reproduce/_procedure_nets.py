@@ -182,9 +182,9 @@ def _read(prompt: str) -> _Asked:
 
 
 def _most(one: _Asked) -> int:
-    """Tokens after which an answer is cut: a step adds at most one to a state, and one state too many is borne."""
-    steps, longest = len(one.operations), len(state_tokens(one.state)) + len(one.operations)
-    return (steps + 1) * (longest + 1)
+    """Tokens after which an answer is cut: a step adds at most one to a state; a whole answer may have one state too many."""
+    first, steps = len(state_tokens(one.state)), len(one.operations) + one.whole
+    return sum(first + step + 1 for step in range(1, steps + 1))
 
 
 def _said(tokens: Sequence[int], whole: bool) -> str:

@@ -53,6 +53,7 @@ def forget(
 
     A fifth of each file chooses the box, a fifth is reported on. Stopped, the same command goes on.
     """
+    from keystep.edit.corda import sample_fingerprint
     from keystep.edit.unlearn import Relearn, batches_of, report, save
     from keystep.edit.unlearn import forget as make
     from keystep.edit.unlearn import relearn as back
@@ -73,7 +74,7 @@ def forget(
     answer: list[int] = tokenizer(refusal, add_special_tokens=False)["input_ids"]
     end, size = tokenizer.eos_token_id, settings.batch
     state = out.with_name(f"{out.name}.unfinished.safetensors")
-    print_ = fingerprint(checkpoint_tensors(model))
+    print_ = sample_fingerprint(fingerprint(checkpoint_tensors(model)), [row.tokens for each in sets.values() for row in each.rows])
     back_again: dict[str, Relearned] = {}
     try:
         total = _named(lambda: batches_of(loaded, skills, kept, settings)) + len(sets)

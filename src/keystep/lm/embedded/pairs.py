@@ -1,7 +1,9 @@
 """The tokenizer of the embedded sort-pair step: two whole numbers of at most four digits are put into ascending order.
 
-A number is three tokens: its sign, and its digits in two tokens of two digits each. Nought has no sign of its own: it is written as +.
-An answer first says which of the two is the smaller; what follows is then only copied.
+A number is written as a register holds it: the digits of its ten's complement, most significant first, so that the highest is its sign
+(0, or 9 for a number below nought) and of two numbers the first column in which they differ says which is the smaller. A token is a
+column: a digit of the first number and that of the second. An answer first says which of the two is the smaller; what follows are the
+columns of the smaller and the larger, which are those of the prompt, turned round or not.
 """
 
 from __future__ import annotations
@@ -9,9 +11,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-END, PLUS, MINUS, FIRST, SECOND, TWO = 0, 1, 2, 3, 4, 5  # TWO is the first of 100 tokens of two digits each
-VOCABULARY = TWO + 100
-LIMIT = 9999
+END, FIRST, SECOND, COLUMN = 0, 1, 2, 3  # COLUMN is the first of 100 tokens, ten times the first digit plus the second
+VOCABULARY = COLUMN + 100
+DIGITS = 5
+LIMIT = 10 ** (DIGITS - 1) - 1
 
 KNOWS = f"sorting two whole numbers from -{LIMIT} to {LIMIT}, in the words of the built-in procedure `sort`"
 
@@ -36,24 +39,25 @@ def render(first: int, second: int) -> str:
 def encode(text: str) -> tuple[list[int], int] | None:
     """Tokens of a known prompt and how many of them are a shared prefix (none here); None for any other text."""
     known = _KNOWN.fullmatch(text)
-    return None if known is None else ([token for number in known.groups() for token in _tokens(int(number))], 0)
+    if known is None:
+        return None
+    return [COLUMN + 10 * one + other for one, other in zip(*map(_digits, map(int, known.groups())), strict=True)], 0
 
 
 def decode(tokens: Sequence[int]) -> str:
     """The text of an answer's tokens, whatever they are: a malformed answer stays visibly malformed."""
     which, rest = list(tokens[:1]), list(tokens[1:])
-    numbers = [_number(rest[start : start + 3]) for start in range(0, len(rest), 3)]
     said = {FIRST: "first", SECOND: "second"}.get(which[0], "?") if which else ""
-    return f"smaller = {said}" + (f"\nsorted = [{', '.join(numbers)}]" if numbers else "")
+    smaller, larger = ([(token - COLUMN) // part % 10 if token >= COLUMN else -1 for token in rest] for part in (10, 1))
+    return f"smaller = {said}" + (f"\nsorted = [{_number(smaller)}, {_number(larger)}]" if rest else "")
 
 
-def _tokens(number: int) -> list[int]:
-    size = abs(number)
-    return [MINUS if number < 0 else PLUS, TWO + size // 100, TWO + size % 100]
+def _digits(number: int) -> list[int]:
+    return [number // 10**place % 10 for place in reversed(range(DIGITS))]
 
 
-def _number(tokens: list[int]) -> str:
-    if len(tokens) == 3 and tokens[0] in (PLUS, MINUS) and min(tokens[1:]) >= TWO:
-        size = 100 * (tokens[1] - TWO) + tokens[2] - TWO
-        return f"{'-' if tokens[0] == MINUS else ''}{size}"  # -0 is not put right
-    return "?" + " ".join({PLUS: "+", MINUS: "-"}.get(token, str(token - TWO) if token >= TWO else "?") for token in tokens)
+def _number(digits: list[int]) -> str:
+    if len(digits) != DIGITS or min(digits) < 0 or digits[0] not in (0, 9):
+        return "?" + "".join(str(digit) if digit >= 0 else "?" for digit in digits)
+    number = sum(digit * 10**place for place, digit in enumerate(reversed(digits)))
+    return str(number - 10**DIGITS if digits[0] else number)

@@ -9,15 +9,19 @@ from keystep.errors import BadInput
 from keystep.run.builtin.arithmetic import Add, Multiply
 from keystep.run.builtin.hanoi import Hanoi
 from keystep.run.builtin.ledger import Ledger
+from keystep.run.builtin.letters import Letters
+from keystep.run.builtin.problem import Problem
 from keystep.run.builtin.sort import Sort
 from keystep.run.procedure import Procedure
 
-BUILTIN: dict[str, type[Hanoi] | type[Ledger] | type[Add] | type[Multiply] | type[Sort]] = {
+BUILTIN: dict[str, type[Hanoi] | type[Ledger] | type[Add] | type[Multiply] | type[Sort] | type[Letters] | type[Problem]] = {
     "hanoi": Hanoi,
     "ledger": Ledger,
     "add": Add,
     "multiply": Multiply,
     "sort": Sort,
+    "letters": Letters,
+    "problem": Problem,
 }  # fmt: skip
 
 

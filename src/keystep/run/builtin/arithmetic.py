@@ -73,12 +73,12 @@ class _Columns(Item):
     def truth(self) -> Iterable[tuple[Any, Any]]:
         state = self.start()
         while not self.done(state):
-            answer = self._true(state)
+            answer = self.answer_to(state)
             yield state, answer
             state = self.update(state, answer)
 
     @abstractmethod
-    def _true(self, state: Any) -> list[int]:
+    def answer_to(self, state: Any) -> list[int]:
         """The right answer to a state."""
 
     def identity(self) -> Any:
@@ -116,7 +116,7 @@ class Add(_Columns):
     def _result(self) -> int:
         return sum(self.numbers)
 
-    def _true(self, state: Any) -> list[int]:
+    def answer_to(self, state: Any) -> list[int]:
         carry, digit = divmod(sum(self._at(state["column"])) + state["carry"], 10)
         return [digit, carry]
 
@@ -160,7 +160,7 @@ class Multiply(_Columns):
     def _result(self) -> int:
         return self.numbers[0] * self.numbers[1]
 
-    def _true(self, state: Any) -> list[int]:
+    def answer_to(self, state: Any) -> list[int]:
         product = self._first[state["column"]] * self._second[state["row"]]
         carry, digit = divmod(product + self._below(state) + state["carry"], 10)
         return [digit, carry]
