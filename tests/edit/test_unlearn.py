@@ -670,7 +670,7 @@ def test_a_guard_of_another_model_is_refused(tmp_path):
             attach(each, guard)
     attach(other, guard, check=False).remove()
     save(guard, tmp_path / "g")
-    with pytest.raises(ValueError, match=r"has other values in tensor model\.embed_tokens\.weight"):  # by itself it refuses too
+    with pytest.raises(ValueError, match=r"has other values in tensor model\.embed"):  # by itself it refuses too
         generate(model=other, guard=tmp_path / "g", input_ids=torch.tensor([[5, 6]]))
     with pytest.raises(BadInput, match="reads 32 keys, the guard's box has 64"):
         attach(tiny(inner=32), guard, check=False)
