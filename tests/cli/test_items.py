@@ -72,6 +72,11 @@ def test_a_table_of_numbers_as_inputs(keystep, use, here):
         (["multiply", "--set", "a=-3"], "a: is a whole number of at most 1000 digits, without a sign (got '-3')"),
         (["multiply", "--set", "c=3"], "its settings are"),
         (["multiply", "--set", "question=two times three"], "question: does not hold one pair of numbers"),
+        (["letters", "--set", "text=it's"], "text: has a word that is not 1 to 12 letters"),
+        (
+            ["problem", "--set", "question=Ann eats 3 apples. How many apples does Ann have now?"],
+            "question: is of no template (got 'Ann eats 3",
+        ),
         (["sort", "--set", "values=[1, two]"], "values: is a list of whole numbers"),
     ],
 )
