@@ -326,7 +326,12 @@ def test_an_ensemble_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, tmp_
         Embedded("embeded")
 
 
-PROCEDURES = {"arithmetic": "multiply", "pairs": "sort", "strings": "letters"}  # where the skill is not called as its procedure
+PROCEDURES = {
+    "arithmetic": "multiply",
+    "pairs": "sort",
+    "lists": "edits",
+    "strings": "letters",
+}  # where the skill is not called as its procedure
 SHIPPED = [
     name for name in dict.fromkeys(name for parts in MODELS.values() for name in parts) if (WEIGHTS / f"{name}.safetensors").exists()
 ]
