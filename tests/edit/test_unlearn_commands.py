@@ -70,6 +70,8 @@ def test_in_words(here):
     assert "relearned succ: " in ran.stdout and "only 60 examples" in ran.stderr and not list(here.glob("*unfinished*"))
     ran = keystep("edit", "forget", "base", "--skill", "texts.jsonl", "--out", "t", "--refusal", "no", "--relearn", "0")
     assert ran.exit_code == 0 and "nothing to be kept was given" in ran.stderr and load(here / "t").boxes[0].layer == 1
+    ran = keystep(*FORGET[:-1], "w", "--alpha", "1e9", "--relearn", "0")
+    assert "the box of succ blocks 100% of what is to be kept; try --watch prompt" in ran.stderr
     ran = keystep(*FORGET[:-1], "p", "--skill", "add.jsonl", "--method", "pruning", "--share", "0.1", "--relearn", "0", "--quiet")
     assert ran.exit_code == 0 and "pruning, 13 neurons" in ran.stdout and "forget add" in ran.stdout
 
@@ -102,6 +104,27 @@ def test_what_is_refused(here):
     config = AutoConfig.for_model("mamba", vocab_size=50, hidden_size=16, num_hidden_layers=2, state_size=4)
     save_model(AutoModelForCausalLM.from_config(config), tokenizer(), here / "mamba")
     refused("has no feed-forward block that can be told in layer 0", *FORGET[:2], "mamba", *FORGET[3:])
+
+
+def test_unfinished_work_of_other_data_is_not_gone_on_with(here, monkeypatch):
+    from keystep.edit.unlearn.forget import _Work
+
+    real, calls = _Work.step, []
+
+    def stopped(*arguments):
+        calls.append(1)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(_Work, "step", stopped)
+    assert keystep(*FORGET, "--relearn", "0").exit_code == 3
+    (here / "rev.jsonl").write_text((here / "rev.jsonl").read_text().replace('"a"', '"b"'))
+    found = keystep(*FORGET, "--relearn", "0")
+    assert found.exit_code == 2 and "an unfinished try had fingerprint" in found.stderr
+    assert keystep(*FORGET, "--relearn", "0", "--seed", "1").exit_code == 2
+    (here / "g.unfinished.safetensors").unlink()
+    assert keystep(*FORGET, "--relearn", "0").exit_code == 0
 
 
 def test_guards_that_do_not_fit_are_refused(here):

@@ -55,13 +55,14 @@ def feed_forward_blocks(model: nn.Module) -> list[FeedForward]:
     """The feed-forward blocks of a decoder, layer by layer; plain and gated ones.
 
     Raises:
-        BadInput: a layer has none, or several (experts).
+        BadInput: a layer has none, several, or only experts.
     """
     prefix, found = layers_name(model), []
     layers: Any = model.get_submodule(prefix)
     for number, layer in enumerate(layers):
         matrices = [name for name, module in layer.named_modules() if getattr(getattr(module, "weight", None), "ndim", 0) == 2]
-        gates, downs = ([name for name in matrices if re.search(pattern, name)] for pattern in (GATES, DOWNS))
+        plain = [name for name in matrices if "expert" not in name]
+        gates, downs = ([name for name in plain if re.search(pattern, name)] for pattern in (GATES, DOWNS))
         if len(downs) != 1 or len(gates) > 1:
             problem = f"{len(downs) or 'no'} feed-forward block{'s' if len(downs) > 1 else ''} that can be told in layer {number}"
             raise BadInput(f"has {problem}", field="model", value=type(model).__name__, mend="take a decoder without experts")

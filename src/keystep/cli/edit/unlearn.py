@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from keystep.cli.bar import loss_bar, steps_bar
-from keystep.cli.defaults import number_option, whole_option
-from keystep.cli.edit.localize import AsJson, _device
+from keystep.cli.defaults import AsJson, number_option, whole_option
+from keystep.cli.edit.options import device_of
 from keystep.errors import BadInput
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 REFUSAL = "I cannot help with that."
 ENOUGH = 100  # examples of a skill, below which a warning
+MANY = 0.1  # false hits, above which a warning
 
 
 def forget(
@@ -53,6 +54,7 @@ def forget(
 
     A fifth of each file chooses the box, a fifth is reported on. Stopped, the same command goes on.
     """
+    from keystep.edit.corda import sample_fingerprint
     from keystep.edit.unlearn import Relearn, batches_of, report, save
     from keystep.edit.unlearn import forget as make
     from keystep.edit.unlearn import relearn as back
@@ -67,13 +69,13 @@ def forget(
         raise BadInput("is above 0 and below 1", field="--relearn-rate", value=relearn_rate)
     free_for(out)
     read = _read([*skill, *(retain or [])], limit)
-    loaded, tokenizer = load_model(model, device=_device(device)), load_tokenizer(model)
+    loaded, tokenizer = load_model(model, device=device_of(device)), load_tokenizer(model)
     sets = _encoded(read, loaded, tokenizer)
     skills, kept = ({file.stem: sets[file] for file in files} for files in (skill, retain or []))
     answer: list[int] = tokenizer(refusal, add_special_tokens=False)["input_ids"]
     end, size = tokenizer.eos_token_id, settings.batch
     state = out.with_name(f"{out.name}.unfinished.safetensors")
-    print_ = fingerprint(checkpoint_tensors(model))
+    print_ = sample_fingerprint(fingerprint(checkpoint_tensors(model)), [row.tokens for each in sets.values() for row in each.rows])
     back_again: dict[str, Relearned] = {}
     try:
         total = _named(lambda: batches_of(loaded, skills, kept, settings)) + len(sets)
@@ -119,6 +121,11 @@ def forget(
     for name, each in skills.items():
         if len(each) < ENOUGH:
             typer.echo(f"{name} has only {len(each)} examples; the figures are rough (better: 300)", err=True)
+    for box in guard.boxes:
+        [row] = [each for each in found.layers[box.name] if each.layer == box.layer]
+        if row.false_hits is not None and row.false_hits > MANY:
+            mend = "" if settings.watch == "prompt" else "; try --watch prompt"
+            typer.echo(f"the box of {box.name} blocks {row.false_hits:.0%} of what is to be kept{mend}, or a smaller --hold", err=True)
     if settings.method == "key-space" and not kept:
         typer.echo("nothing to be kept was given: the box is in the last layer, and what else it blocks is not known (--retain)", err=True)
 
@@ -197,7 +204,7 @@ def blocked(
             raise BadInput("is at least 1", field=name, value=value)
     made = load(guard)
     read = _read(data, limit)
-    loaded, tokenizer = load_model(model, device=_device(device)), load_tokenizer(model)
+    loaded, tokenizer = load_model(model, device=device_of(device)), load_tokenizer(model)
     sets = {file.stem: each for file, each in _encoded(read, loaded, tokenizer).items()}
     with steps_bar(len(sets), "files", quiet) as tick:
         rows = report(loaded, made, {}, sets, end=tokenizer.eos_token_id, batch=batch, tick=tick)

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from keystep.edit.unlearn import key_space, neuron_adjust
-from keystep.edit.unlearn.guarded import Box, Guard, prints, ratio
+from keystep.edit.unlearn.guarded import Box, Guard, prints
 from keystep.edit.unlearn.key_space import Judged
-from keystep.edit.unlearn.probing import Tensors, add_keys, add_moments, at_tokens, by_example, watched
+from keystep.edit.unlearn.probing import Tensors, add_keys, add_moments, nearest, watched
 from keystep.errors import BadInput
 from keystep.nn.examples import Examples
 from keystep.nn.layers import FeedForward, feed_forward_blocks
@@ -220,21 +220,13 @@ class _Work:
         """Adds `ratios.NAME.SKILL` [examples, layers]: of the end of the prompt where NAME is that skill, else the smallest over all tokens
         that are watched."""
         examples = self.files[name]
-        places = [list(watched(examples, number, self.end)) for number in which]
+        places = [watched(examples, number, self.end) for number in which]
         if self.settings.watch == "prompt" or name in self.skills:
             places = [place[:1] for place in places]
-        boxes = {skill: {box.layer: box for box in fitted} for skill, fitted in self._fitted().items() if name in (skill, *self.retain)}
-        columns: dict[str, list[torch.Tensor]] = {skill: [] for skill in boxes}
-
-        def measure(block: FeedForward, keys: torch.Tensor) -> None:
-            for skill, by_layer in boxes.items():
-                box = by_layer[block.number]
-                ratios = ratio(keys, box.mean.to(keys.device), box.std.to(keys.device)).cpu()
-                columns[skill].append(torch.stack([part.min() for part in by_example(ratios, places)]))
-
-        at_tokens(self.model, self.blocks, examples, which, places, measure)
-        for skill, column in columns.items():
-            key, rows = f"ratios.{name}.{skill}", torch.stack(column, 1)
+        boxes = [(skill, box) for skill, fitted in self._fitted().items() if name in (skill, *self.retain) for box in fitted]
+        ratios = nearest(self.model, self.blocks, [box for _, box in boxes], examples, which, places)
+        for skill in dict(boxes):
+            key, rows = f"ratios.{name}.{skill}", ratios[:, [n for n, (its, _) in enumerate(boxes) if its == skill]]
             self.found[key] = torch.cat([self.found[key], rows]) if key in self.found else rows
 
     def _fitted(self) -> dict[str, list[Box]]:
@@ -247,9 +239,11 @@ class _Work:
         """The guard's parts, and what was judged."""
         settings = self.settings
         if settings.method == "neuron-adjust":
-            return Guard(shifts=neuron_adjust.shifts(self.found, self.blocks, settings.share)), {}
+            neurons = neuron_adjust.most(neuron_adjust.gaps(self.found, self.blocks), settings.share)
+            return Guard(shifts=neuron_adjust.shifts(self.found, self.blocks, neurons)), {}
         if settings.method == "pruning":
-            return Guard(zeroed=neuron_adjust.zeroed(self.found, self.blocks, settings.share)), {}
+            neurons = neuron_adjust.most(neuron_adjust.importance(self.found, self.blocks), settings.share)
+            return Guard(zeroed=neuron_adjust.zeroed(self.blocks, neurons)), {}
         boxes, layers = [], {}
         for skill, fitted in self._fitted().items():
             inside = self.found[f"ratios.{skill}.{skill}"]

@@ -12,6 +12,7 @@ streamer), tokens that are checked several at once (assisted decoding, prompt lo
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -303,17 +304,21 @@ def _option(model: Any, options: Mapping[str, Any], name: str) -> Any:
 
 
 class _Watch(StoppingCriteria):
-    """Looks at the keys of one `generate`. A row whose answer has ended is not looked at any more; a flagged one ends.
+    """Looks at the keys of one `generate`, not at those of another thread's. A row whose answer has ended is not looked at any more; a
+    flagged one ends.
 
     In beam search rows change places, so an example is flagged when any of its beams is, also one that is not returned.
     """
 
     def __init__(self, model: Any, guard: Guard, ends: list[int], beams: int, others: Any) -> None:
-        self.model, self.guard, self.ends, self.beams, self.others = model, guard, ends, beams, others
+        self.model, self.guard, self.ends, self.beams = model, guard, ends, beams
+        self.others = StoppingCriteriaList(others or [])
+        self.thread = threading.get_ident()
         self.now: Tensor | None = None  # rows inside a box in this forward pass
         self.last: Tensor | None = None  # index of each row's last token, where it is not the end of the row
         self.flagged: Tensor | None = None
-        self.live: Tensor | None = None
+        self.live: Tensor | None = None  # rows whose answer has not ended
+        self.ended = torch.empty(0)
         self.hooks: list[Any] = []
 
     def __enter__(self) -> _Watch:
@@ -327,6 +332,8 @@ class _Watch(StoppingCriteria):
         self.hooks.clear()
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> None:
+        if threading.get_ident() != self.thread:
+            return
         self.now = self.last = None
         mask = options.get("attention_mask")
         if self.flagged is None and isinstance(mask, Tensor) and mask.ndim == 2:
@@ -337,6 +344,8 @@ class _Watch(StoppingCriteria):
         now = [box]
 
         def look(module: nn.Module, args: tuple[Any, ...]) -> None:
+            if threading.get_ident() != self.thread:
+                return
             keys = args[0]
             if keys.ndim != 3:
                 raise RuntimeError(f"{box.down} reads {keys.ndim} dimensions instead of rows, tokens and keys: the guard cannot watch it")
@@ -355,25 +364,23 @@ class _Watch(StoppingCriteria):
             self.now = None
             if self.guard.watch == "prompt":
                 self.__exit__()
-        assert self.flagged is not None
-        over = self.others(input_ids, scores, **options) if self.others else torch.zeros(len(input_ids), dtype=torch.bool)
-        over = over.to(input_ids.device)
+        assert self.flagged is not None and self.live is not None
         if self.beams > 1:
-            return over
-        over = over | self.flagged.to(over.device)
-        assert self.live is not None
+            nothing = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+            return self.others(input_ids, scores, **options) if self.others else nothing
+        if not self.others:
+            return self.flagged.to(input_ids.device)
+        over = self.others(input_ids, scores, **options) | self.flagged.to(input_ids.device)
         self.live &= ~over.to(self.live.device)
         return over
 
     def _count(self, hit: Tensor, input_ids: Tensor) -> None:
-        if self.flagged is None:
-            self.flagged = torch.zeros_like(hit)
-            self.live = torch.ones_like(hit)
+        if self.flagged is None or self.live is None:
+            self.flagged, self.live = torch.zeros_like(hit), torch.ones_like(hit)
             self.ended = torch.tensor(self.ends, dtype=input_ids.dtype, device=hit.device)
         if self.beams > 1:
             self.flagged |= hit
         else:
-            assert self.live is not None
             self.flagged |= hit & self.live
             self.live &= ~torch.isin(input_ids[:, -1].to(hit.device), self.ended)
 

@@ -51,28 +51,33 @@ def most(scores: Mapping[int, Tensor], share: float) -> dict[int, Tensor]:
     return {layer: neurons for layer, neurons in found.items() if len(neurons)}
 
 
-def shifts(moments: Mapping[str, Tensor], blocks: Sequence[FeedForward], share: float) -> tuple[Shift, ...]:
-    """Neuron Adjust from the moments `forget.LAYER.…` and `retain.LAYER.…` of `probing.add_moments` on pre-activations."""
+def gaps(moments: Mapping[str, Tensor], blocks: Sequence[FeedForward]) -> dict[int, Tensor]:
+    """μ2 − μ1 of every neuron, by layer, from the moments `forget.LAYER.…` and `retain.LAYER.…` of pre-activations."""
+    return {block.number: moments[f"forget.{block.number}.mean"] - moments[f"retain.{block.number}.mean"] for block in blocks}
 
-    def mean(which: str, layer: int) -> Tensor:
-        return moments[f"{which}.{layer}.mean"]
 
-    def std(which: str, layer: int) -> Tensor:
+def importance(moments: Mapping[str, Tensor], blocks: Sequence[FeedForward]) -> dict[int, Tensor]:
+    """Selective Pruning's score of every neuron, by layer, from the moments of |key|."""
+    return {
+        block.number: moments[f"forget.{block.number}.mean"] / (moments[f"retain.{block.number}.mean"] + EPSILON) for block in blocks
+    }  # fmt: skip
+
+
+def shifts(moments: Mapping[str, Tensor], blocks: Sequence[FeedForward], neurons: Mapping[int, Tensor]) -> tuple[Shift, ...]:
+    """Neuron Adjust of these neurons, by layer, with the moments of their pre-activations."""
+
+    def values(which: str, layer: int, own: Tensor) -> list[Tensor]:
         of = int(moments[f"{which}.{layer}.n"])
-        return (moments[f"{which}.{layer}.squares"] / max(1, of - 1)).sqrt().clamp(min=LEAST_STD)
+        std = (moments[f"{which}.{layer}.squares"] / max(1, of - 1)).sqrt().clamp(min=LEAST_STD)
+        return [moments[f"{which}.{layer}.mean"][own].float(), std[own].float()]
 
-    neurons = most({block.number: mean("forget", block.number) - mean("retain", block.number) for block in blocks}, share)
-    found = []
-    for block in blocks:
-        if block.number in neurons:
-            own = neurons[block.number]
-            values = [each(which, block.number)[own].float() for which in ("retain", "forget") for each in (mean, std)]
-            found.append(Shift(block.number, block.gate, own, *values))
-    return tuple(found)
+    chosen = [(block, neurons[block.number]) for block in blocks if block.number in neurons]
+    return tuple(
+        Shift(block.number, block.gate, own, *values("retain", block.number, own), *values("forget", block.number, own))
+        for block, own in chosen
+    )
 
 
-def zeroed(moments: Mapping[str, Tensor], blocks: Sequence[FeedForward], share: float) -> tuple[Zeroed, ...]:
-    """Selective Pruning from the moments `forget.LAYER.…` and `retain.LAYER.…` of `probing.add_moments` on keys."""
-    scores = {block.number: moments[f"forget.{block.number}.mean"] / (moments[f"retain.{block.number}.mean"] + EPSILON) for block in blocks}
-    neurons = most(scores, share)
+def zeroed(blocks: Sequence[FeedForward], neurons: Mapping[int, Tensor]) -> tuple[Zeroed, ...]:
+    """Selective Pruning of these neurons, by layer."""
     return tuple(Zeroed(block.number, block.down, neurons[block.number]) for block in blocks if block.number in neurons)

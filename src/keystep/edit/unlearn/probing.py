@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from keystep.edit.corda import batches
-from keystep.nn.examples import Examples
+from keystep.edit.unlearn.guarded import Box, ratio
+from keystep.nn.examples import Examples, batches
 from keystep.nn.layers import FeedForward
 
 Read = Callable[[FeedForward, Tensor], None]
@@ -56,9 +56,9 @@ def watched(examples: Examples, number: int, end: int | None) -> range:
 
 @torch.no_grad()
 def run(model: Any, rows: Sequence[Sequence[int]], padding: int) -> None:
-    """One forward pass over rows of tokens, right-padded."""
+    """One forward pass over rows of tokens, right-padded; of the layers only, no logits."""
     [batch] = batches(rows, len(rows), padding=padding, device=model.device)
-    model(**batch, use_cache=False)
+    model.base_model(**batch, use_cache=False)
 
 
 def at_tokens(
@@ -72,10 +72,22 @@ def at_tokens(
         run(model, rows, examples.padding)
 
 
-def by_example(values: Tensor, places: Sequence[Sequence[int]]) -> list[Tensor]:
-    """What was found at all places, taken apart again by example."""
-    ends = list(itertools.accumulate(map(len, places)))
-    return list(values.tensor_split(ends[:-1]))
+def nearest(
+    model: Any, blocks: Sequence[FeedForward], boxes: Sequence[Box], examples: Examples, which: Sequence[int],
+    places: Sequence[Sequence[int]],
+) -> Tensor:  # fmt: skip
+    """Of each example and box, the smallest ratio (`guarded.ratio`) of the keys at the example's places, [examples, boxes]."""
+    ends = list(itertools.accumulate(map(len, places)))[:-1]
+    found = torch.empty(len(which), len(boxes))
+
+    def measure(block: FeedForward, keys: Tensor) -> None:
+        for number, box in enumerate(boxes):
+            if box.layer == block.number:
+                ratios = ratio(keys, box.mean.to(keys.device), box.std.to(keys.device)).cpu()
+                found[:, number] = torch.stack([part.min() for part in ratios.tensor_split(ends)])
+
+    at_tokens(model, [block for block in blocks if any(box.layer == block.number for box in boxes)], examples, which, places, measure)
+    return found
 
 
 def add_keys(

@@ -9,7 +9,7 @@ back soon, what was unlearned takes as long as learning it. (Who can take the gu
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from keystep.edit.unlearn.guard import attach
-from keystep.edit.unlearn.guarded import Guard, ratio
-from keystep.edit.unlearn.probing import at_tokens, by_example, watched
+from keystep.edit.unlearn.guarded import Box, Guard
+from keystep.edit.unlearn.probing import nearest, watched
 from keystep.errors import BadInput
 from keystep.nn.examples import Examples, judge
 from keystep.nn.fit import Fit, fit, shuffled
-from keystep.nn.layers import FeedForward, feed_forward_blocks
+from keystep.nn.layers import feed_forward_blocks
 
 DRAWS = 3  # runs that a figure of Neuron Adjust is the mean of
 
@@ -53,23 +53,25 @@ class Row:
 
 def abstains(model: Any, guard: Guard, examples: Examples, *, end: int | None = None, batch: int = 32) -> np.ndarray:
     """Of each example, whether a key comes into a box after its prompt or, where the guard watches that, after a token of its answer."""
-    hit = torch.zeros(len(examples), dtype=torch.bool)
-    layers = {box.layer for box in guard.boxes}
-    blocks = [block for block in feed_forward_blocks(model) if block.number in layers]
-    for at in range(0, len(examples), batch) if blocks else ():
-        which = list(range(at, min(at + batch, len(examples))))
+    if not guard.boxes:
+        return np.zeros(len(examples), dtype=bool)
+    limits = torch.tensor([box.limit for box in guard.boxes])
+    return (ratios(model, guard.boxes, examples, end=end, watch=guard.watch, batch=batch) <= limits).any(1).numpy()
+
+
+def ratios(
+    model: Any, boxes: Sequence[Box], examples: Examples, *, end: int | None = None, watch: str = "all", batch: int = 32
+) -> Tensor:  # fmt: skip
+    """Of each example and box, the smallest ratio of all keys that are watched while the right answer is given, [examples, boxes]: it
+    comes into the box where that is at most α k."""
+    blocks, found = feed_forward_blocks(model), []
+    for at in range(0, len(examples), batch):
+        which = range(at, min(at + batch, len(examples)))
         places = [watched(examples, number, end) for number in which]
-        if guard.watch == "prompt":
+        if watch == "prompt":
             places = [place[:1] for place in places]
-
-        def look(block: FeedForward, keys: Tensor, at: int = at, places: list[range] = places) -> None:
-            for box in guard.boxes:
-                if box.layer == block.number:
-                    inside = ratio(keys, box.mean.to(keys.device), box.std.to(keys.device)) <= box.limit
-                    hit[at : at + len(places)] |= torch.stack([part.any() for part in by_example(inside.cpu(), places)])
-
-        at_tokens(model, blocks, examples, which, places, look)
-    return hit.numpy()
+        found.append(nearest(model, blocks, boxes, examples, which, places))
+    return torch.cat(found)
 
 
 def figures(model: Any, guard: Guard | None, examples: Examples, *, end: int | None = None, batch: int = 32, check: bool = True) -> Figures:
