@@ -34,6 +34,7 @@ USED, VALIDATION, TEST, BATCH = 600, 1 / 6, 1 / 2, 128  # examples of a skill, a
 REFUSAL, END = (5, 6), 1
 TAKEN, LEFT = 0.8, 0.1  # the paper's criterion: more than so much of the skill goes, less of every other one
 AGAIN, NEVER_KNOWN, RATE, UPDATES = ("rev", "add"), "succ", 1e-3, 128  # the relearning probe
+BACK = 0.95  # of the untouched model's accuracy
 AT = 0.1  # size of the guards that are relearned
 SETTINGS_TRIED = [
     "the sheet's pilot: one base, forget add; box in layers 0 and 1 at α 1 and 2, Neuron Adjust and zeroing at 0.5, 3, 10 %",
@@ -197,14 +198,14 @@ def _relearned(world: _World, base_world: Any) -> dict[str, Any]:
     """Updates until a skill is back, by guard, beside a skill that the base never knew."""
     from keystep.edit.unlearn import Relearn, relearn
 
-    settings, found = Relearn(UPDATES, RATE, batch=64, seed=world.seed), {}
+    settings, found = Relearn(UPDATES, RATE, batch=64, back=BACK, seed=world.seed), {}
     for skill in AGAIN:
         train, test = world.parts["probe"][skill], world.parts["test"][skill]
         for method in ("key-space", "neuron-adjust", "pruning"):
             guard = world.made(skill, method=method, share=AT).guard
             found[f"{skill}, {method}"] = relearn(world.model, guard, train, test, settings, end=END, batch=BATCH)
     new, asked = (examples(base_world.drawn(NEVER_KNOWN, split, size)) for split, size in (("train", 200), ("test", 300)))
-    found[f"{NEVER_KNOWN}, never known"] = relearn(world.model, None, new, asked, settings, target=settings.back, end=END, batch=BATCH)
+    found[f"{NEVER_KNOWN}, never known"] = relearn(world.model, None, new, asked, settings, target=BACK, end=END, batch=BATCH)
     return {name: {"updates": each.updates, "course": each.course} for name, each in found.items()}
 
 
@@ -307,7 +308,7 @@ def _report(runs: Sequence[dict[str, Any]], seconds: float, cpu: float) -> Repro
         setting={
             "base": repr(BASE), "worded": repr(WORDED), "examples": USED, "validation": round(VALIDATION, 4), "test": TEST, "sizes": SIZES,
             "parts": PARTS, "hold": 0.95, "criterion": {"taken": TAKEN, "left": LEFT},
-            "relearning": {"skill": AGAIN, "never known": NEVER_KNOWN, "rate": RATE, "most updates": UPDATES, "share": AT},
+            "relearning": {"skill": AGAIN, "never known": NEVER_KNOWN, "rate": RATE, "most updates": UPDATES, "back": BACK, "share": AT},
         },
         baseline={"neuron-adjust": sized["neuron-adjust"], "pruning": sized["pruning"], "random": sized["random"], "tuned": tuned,
                   "neuron-adjust_affordable": round(mean(affordable), 4)},
@@ -368,7 +369,7 @@ def picture(found: Reproduction, path: Path) -> None:
     bars = [Line("", list(range(len(words))), list(words.values()), style="bars")]
     again = []
     courses = {name: [run["relearned"][name]["course"] for run in runs] for name in runs[0]["relearned"]}
-    courses["add, untouched"] = [[{**row, "accuracy": row["wanted"] / 0.95} for row in course] for course in courses["add, key-space"]]
+    courses["add, untouched"] = [[{**row, "accuracy": row["wanted"] / BACK} for row in course] for course in courses["add, key-space"]]
     for name, each in courses.items():
         updates = sorted({row["updates"] for course in each for row in course})
         values = [mean(_accuracy_after(course, n) for course in each) for n in updates]
