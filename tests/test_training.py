@@ -11,15 +11,19 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from keystep.lm.embedded.hanoi import ARROW, decode, encode
+from keystep.lm.embedded.model import answer_probabilities, load
 from keystep.run import theory
 from keystep.run.builtin import builtin
 from keystep.run.builtin.hanoi import Hanoi
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "training"))
 
+import card
 import forward
 import hanoi
 import scan
+import strings
+import train
 
 
 @pytest.mark.parametrize("disks", [3, 6, 9])
@@ -77,3 +81,17 @@ def test_what_is_predicted_of_a_whole_run_is_the_product_over_its_steps():
     assert found["by_margin"]["3"]["success"] == pytest.approx(theory.run_success(0.95, 3, 100))
     assert found["pool"]["below_half"] == 0 and found["members_below_half_together"] == [100, 0, 0, 0, 0, 0]
     assert builtin("hanoi", {"disks": 20}).total() == 2**20 - 1
+
+
+def test_what_fills_up_a_row_behind_its_end_is_not_learned():
+    answers = torch.tensor([[5, 0, 0, 0], [5, 6, 7, 0], [0, 0, 0, 0]])
+    assert train.wanted(answers).tolist() == [[5, 0, -100, -100], [5, 6, 7, 0], [0, -100, -100, -100]]
+
+
+def test_a_card_measures_answers_of_every_length_as_if_each_were_alone():
+    ensemble, rows = load("strings"), strings.batch(np.random.default_rng(4), 30)
+    found = card.measured(ensemble, card.examples("all", rows, strings.PROMPT))
+    for number, row in enumerate(rows):
+        end = list(row).index(0, strings.PROMPT) + 1
+        one, greedy = answer_probabilities(ensemble.members[1], row[None, : strings.PROMPT], row[None, strings.PROMPT : end])
+        assert found.p[1, number] == pytest.approx(one[0], rel=1e-4) and found.right[1, number] == greedy[0]

@@ -38,6 +38,10 @@ from keystep.worlds import ledger as ledger_world
 DOCS = Path(__file__).parent.parent / "docs/models"
 SEED = 20260101
 SIZES = {"hanoi": "disks", "ledger": "words"}  # what the random steps are told apart by; else it is a kind
+NOTES = {
+    "problems": "Held out of training are a fifth of all pairs of a name and things and a seventh of the numbers above twelve: nothing "
+    "with one of them was trained on, though every name, thing and template was."
+}
 PER_HEIGHT = 600  # random steps for each height from 3 to 20 disks
 WORDS, DICTIONARIES = (2, 10, 25, 50, 75, 100), 105  # dictionary sizes, and dictionaries of each; ledger.QUERIES steps on each dictionary
 LEDGER_RUNS, LEDGER_STEPS, LEDGER_WORDS = 5, 2000, 100
@@ -386,6 +390,7 @@ def page(card: dict[str, Any]) -> str:
             *further(card["members"][0].get("hard", [])),
             *(section(title, found) for title, found in card["tasks"].items()),
             section("Every step there is" if name == "arithmetic" else "Random steps", card["random"]),
+            *([NOTES[name], ""] if name in NOTES else []),
             f"By {sizes}:",
             "",
             table([sizes, "steps", "pool, sampled", *columns], by_size),

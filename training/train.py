@@ -209,6 +209,13 @@ ENSEMBLES: dict[str, list[Member]] = {
         Member(seed=54, width=32, hidden=80, heads=4, batch=128, updates=900),
         Member(seed=55, width=28, hidden=96, heads=2, batch=128, updates=900),
     ],
+    "problems": [
+        Member(seed=61, width=40, hidden=80, heads=4, batch=128, updates=700),
+        Member(seed=62, width=40, hidden=88, heads=4, batch=128, updates=700),
+        Member(seed=63, width=44, hidden=72, heads=2, batch=128, updates=700),
+        Member(seed=64, width=40, hidden=72, heads=4, batch=128, updates=750),
+        Member(seed=65, width=40, hidden=80, heads=2, batch=128, updates=700),
+    ],
     "hanoi-large": [
         Member(seed=11, width=64, hidden=176, updates=6000, tall=3.0, hard=HARD),
         Member(seed=12, width=64, hidden=192, updates=4500, tall=3.0, hard=HARD),

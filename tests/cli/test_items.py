@@ -15,6 +15,7 @@ ITEMS = [
     {"id": "mul-0", "question": "Multiply the following numbers:\n46048 × 42098", "answer": "1938528704"},
     {"id": "mul-1", "question": "Multiply the following numbers:\n23434 × 98696", "answer": "2312842064"},
 ]
+STORY = "Ann has 12 apples. Ann gives Bob three apples. Ann doubles the number of apples. How many apples does Ann have now?"
 LISTS = [{"id": "sort-0", "question": "Sort the following list:\n[-6352, -9181, 988, -1976]", "answer": "[-9181,-6352,-1976,988]"}]
 
 
@@ -28,6 +29,8 @@ def lines(path: Path, rows: list[dict[str, Any]]) -> str:
     [
         (["add", "--set", "a=998", "--set", "b=7"], 3, {"sum": 1005}),
         (["multiply", "--set", "a=12345", "--set", "b=67890"], 25, {"product": 838102050}),
+        (["letters", "--set", "text=to be or not"], 11, {"letters": "oert"}),
+        (["problem", "--set", f"question={STORY}"], 10, {"answer": 18}),
         (["sort", "--set", "values=[3, -7, 3, 0]"], 5, {"sorted": [-7, 0, 3, 3]}),
     ],
 )
@@ -69,6 +72,11 @@ def test_a_table_of_numbers_as_inputs(keystep, use, here):
         (["multiply", "--set", "a=-3"], "a: is a whole number of at most 1000 digits, without a sign (got '-3')"),
         (["multiply", "--set", "c=3"], "its settings are"),
         (["multiply", "--set", "question=two times three"], "question: does not hold one pair of numbers"),
+        (["letters", "--set", "text=it's"], "text: has a word that is not 1 to 12 letters"),
+        (
+            ["problem", "--set", "question=Ann eats 3 apples. How many apples does Ann have now?"],
+            "question: is of no template (got 'Ann eats 3",
+        ),
         (["sort", "--set", "values=[1, two]"], "values: is a list of whole numbers"),
     ],
 )
@@ -84,6 +92,7 @@ def test_settings_that_cannot_be(keystep, here, arguments, message):
         ("multiply", ["a=314", "b=98765"], "arithmetic"),
         ("sort", ["size=30"], "pairs"),
         ("letters", ["text=Xqzu aaab b Mississippi kk opq", "glue=comma"], "strings"),
+        ("problem", ["operations=4", "instance=7"], "problems"),
     ],
 )
 def test_the_embedded_models_do_them(keystep, name, given, ensemble):

@@ -241,7 +241,8 @@ def test_the_closed_form_is_what_bisection_finds(shape):
     n, d, seed = shape
     values = torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
     box = fit(values, "s", BLOCK)
-    assert box.k == pytest.approx(bisected(values.double()), abs=1e-5)
+    rounding = 2e-7 * float((values.abs() / box.std).max())  # values that are nearly alike lose digits in float32
+    assert box.k == pytest.approx(bisected(values.double()), abs=1e-5 + rounding)
     ratios = ratio(values, box.mean, box.std)
     assert bool((ratios <= box.limit).all()) and bool((ratios == box.limit).any())  # all inside, one touches
 

@@ -10,15 +10,19 @@ from hypothesis import strategies as st
 from worker import Worker, written
 
 from keystep.errors import BadInput
+from keystep.lm import lm
 from keystep.run import AheadBy, Flag, Run
 from keystep.run.builtin import builtin
 from keystep.run.builtin.problem import Problem
-from keystep.run.builtin.problem_texts import applied, drawn
+from keystep.run.builtin.problem_texts import applied, change_for, drawn
 
 TOLD = (
     "Tom likes pears. Ann has 12 apples. Ann gives Bob three apples. Ann has 5 pears. Ann buys 4 boxes of 10 apples. Ann doubles the "
     "number of apples. Ann sorts the apples into 7 equal piles and keeps one of them. How many apples does {} have now?"
 )
+
+
+PROCEDURE = Problem(instance=1)
 
 
 def followed(procedure):
@@ -34,8 +38,16 @@ def test_a_problem_by_hand():
     procedure = Problem(question=TOLD.format("Ann"), answer="14")
     state, answers = followed(procedure)
     assert state == {"answer": 14} and procedure.check(answers) is None and len(answers) == procedure.total()
-    read = [answer for answer in answers if isinstance(answer[0], str)]
-    assert read == [["Ann", "apples"], ["none"], ["=", 12], ["-", 3], ["none"], ["+", 4, 10], ["*", 2], ["/", 7]]
+    assert [answer for answer in answers if not answer or isinstance(answer[0], list)] == [
+        [["Ann", "apples", "?"]],
+        [],
+        [["Ann", "apples", "=", 12]],
+        [["Ann", "apples", "-", 3], ["Bob", "apples", "+", 3]],
+        [["Ann", "pears", "=", 5]],
+        [["Ann", "apples", "+", 4, 10]],
+        [["Ann", "apples", "*", 2]],
+        [["Ann", "apples", "/", 7]],
+    ]
     wrong = Problem(question=TOLD.format("Ann"), answer="15")
     assert wrong.check(followed(wrong)[1]) == wrong.total()
 
@@ -45,10 +57,11 @@ def test_right_answers_work_any_problem_out(instance, operations):
     procedure = Problem(instance=instance, operations=operations)
     state, answers = followed(procedure)
     assert [answer for _, answer in procedure.truth()] == answers and procedure.check(answers) is None
-    value, changes = None, [answer for answer in answers if answer[0] in ("=", "+", "-", "*", "/")]
+    value, readings = None, [answer for answer in answers if not answer or isinstance(answer[0], list)]
+    changes = [change_for(reading, *procedure.about) for reading in readings[1:]]
     for change in changes:
         value = applied(value, change)
-    assert state == {"answer": value} and len(changes) == operations + 1
+    assert state == {"answer": value} and len(changes) - changes.count(["none"]) == operations + 1
     again = Problem(question=" ".join([*procedure.sentences, procedure.asked]), answer=str(value))
     assert followed(again) == (state, answers) and again.check(answers) is None
 
@@ -64,6 +77,12 @@ def test_any_change_is_found():
 def test_a_problem_is_voted_right_by_an_erring_worker():
     outcome = Run(Worker([0.85, 0.1]), vote=AheadBy(5), seed=1).execute_sync(builtin("problem", {"question": TOLD.format("Ann")}))
     assert outcome.correct and outcome.result == {"answer": 14}
+
+
+@pytest.mark.parametrize("instance", range(5))
+def test_the_embedded_models_work_problems_out(instance):
+    outcome = Run(lm("embedded"), vote=AheadBy(3), seed=instance).execute_sync(Problem(operations=4, instance=instance))
+    assert outcome.correct
 
 
 @given(st.integers(0, 200), st.data())
@@ -84,7 +103,7 @@ def test_a_wrong_answer_is_found_whatever_follows(instance, data):
 def test_a_product_that_came_out_too_great_is_an_end_and_no_crash():
     procedure = Problem(question="Ann has 12 apples. Ann gives 2 apples to each of 3 friends. How many apples does Ann have now?")
     state = {"who": "Ann", "what": "apples", "at": 1, "value": 12}
-    state = procedure.update(state, procedure.parse("change = - 3 x 2", state))
+    state = procedure.update(state, procedure.parse("Ann: - 3 x 2 apples", state))
     assert state["columns"]["numbers"] == [3, 2]
     assert procedure.update(state, [6, 0]) == {"answer": 6} and procedure.update(state, [6, 7]) == {"answer": None}
 
@@ -92,35 +111,42 @@ def test_a_product_that_came_out_too_great_is_an_end_and_no_crash():
 @pytest.mark.parametrize(
     "text",
     [
-        "", "change = 12", "change = + 12\nchange = + 12", "change = + x 3", "change = * 3 x 4", "change = = 3 x 4", "change = + -3",
-        "change = + 3.5", "change = - 13", "change = / 5", "change = / 0", "change = - 7 x 2", "who = Ann\nwhat = apples", "change = + ٣",
-        f"change = + {'1' * 13}",
+        "", "Ann: + 12", "Ann: 12 apples", "Ann + 12 apples", ": + 12 apples", "Ann: + 12 apples Bob: - 12 apples",
+        "Ann: + 12 apples\nnone", "none\nAnn: + 12 apples", "Ann: + 1 apples\nAnn: + 2 apples", "Ann: + x 3 apples", "Ann: * 3 x 4 apples",
+        "Ann: = 3 x 4 apples", "Ann: + -3 apples", "Ann: + 3.5 apples", "Ann: + 3 4 apples", "Ann: + ٣ apples", "Ann: - 13 apples",
+        "Ann: / 5 apples", "Ann: / 0 apples", "Ann: - 7 x 2 apples", "Ann: ? apples", "nothing", f"Ann: + {'1' * 13} apples",
+        "Ann: * 3 x apples",
     ],
 )  # fmt: skip
-def test_malformed_changes_are_flagged(text):
-    procedure, state = Problem(instance=1), {"who": "Ann", "what": "apples", "at": 0, "value": 12}
+def test_malformed_readings_are_flagged(text):
+    state = {"who": "Ann", "what": "apples", "at": 0, "value": 12}
     with pytest.raises(Flag):
-        procedure.parse(text, state)
-    assert procedure.parse(" Change = + 4 × 3 ", state) == ["+", 4, 3] and procedure.parse("change=none", state) == ["none"]
-    with pytest.raises(Flag):
-        procedure.parse("change = + 3", {**state, "value": None})
+        PROCEDURE.parse(text, state)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "who = Ann", "what = apples", "who = Ann\nwho = Bob\nwhat = apples", "who = \nwhat = apples", "Ann: apples"]
-)
+def test_readings_are_read_whatever_their_blanks():
+    state = {"who": "Ann", "what": "apples", "at": 0, "value": 12}
+    assert PROCEDURE.parse(" Ann :+4 × 3  apples\n Bob: - 99 red apples \n", state) == [
+        ["Ann", "apples", "+", 4, 3],
+        ["Bob", "red apples", "-", 99],
+    ]
+    assert PROCEDURE.parse("None", state) == [] and PROCEDURE.parse("Ann: / 5 pears", state) == [["Ann", "pears", "/", 5]]
+    with pytest.raises(Flag):
+        PROCEDURE.parse("Ann: + 3 apples", {**state, "value": None})
+
+
+@pytest.mark.parametrize("text", ["", "none", "Ann: apples", "Ann: ? apples\nBob: ? apples", "Ann: = 3 apples", ": ? apples", "Ann: ?"])
 def test_malformed_readings_of_the_question_are_flagged(text):
-    procedure = Problem(instance=1)
     with pytest.raises(Flag):
-        procedure.parse(text, procedure.start())
-    assert procedure.parse("Who = Ann \nwhat = apples", procedure.start()) == ["Ann", "apples"]
+        PROCEDURE.parse(text, PROCEDURE.start())
+    assert PROCEDURE.parse(" Ann: ? apples", PROCEDURE.start()) == [["Ann", "apples", "?"]]
 
 
 @given(
-    st.lists(st.sampled_from(["change = ", "who = ", "what = ", "+", "- ", "9 ", "0", " x ", "\n", "none", "Ann"])).map("".join) | st.text()
+    st.lists(st.sampled_from(["Ann: ", "Bob: ", "+", "- ", "9 ", "0", " x ", "\n", "none", "apples", "? ", " "])).map("".join) | st.text()
 )
 def test_any_text_is_an_answer_or_flagged(text):
-    procedure = Problem(instance=2)
+    procedure = PROCEDURE
     for state in (procedure.start(), {"who": "Ann", "what": "apples", "at": 0, "value": 12}):
         try:
             after = procedure.update(state, procedure.parse(text, state))
@@ -139,6 +165,9 @@ def test_any_text_is_an_answer_or_flagged(text):
         ({"question": ""}, "question", ""),
         ({"question": "How many apples does Ann have now?"}, "question", None),
         ({"question": "Ann has 3 apples."}, "question", None),
+        ({"question": "Ann has 3 apples. Ann has 3 apples."}, "question", "Ann has 3 apples."),
+        ({"question": "How many apples does Ann have now? Ann has 3 apples."}, "question", "Ann has 3 apples."),
+        ({"question": "Ann has 3 apples. How many apples does Ann have now? How many apples does Ann have now?"}, "question", None),
         ({"question": "Ann has 3 apples. How many apples does Zebedee have now?"}, "question", "How many apples does Zebedee have now?"),
         ({"question": "Ann has 1 apples. How many apples does Ann have now?"}, "question", "Ann has 1 apples."),
         ({"question": "Ann eats 3 apples. How many apples does Ann have now?"}, "question", "Ann eats 3 apples."),

@@ -100,7 +100,7 @@ def written(prompt: Any, candidate: int) -> str:
         return _computed(prompt, candidate)
     if prompt.startswith(("The next word", "One letter", "Two pieces")):
         return _spelt(prompt, candidate)
-    if prompt.startswith(("One sentence of a word", "The question of a word")):
+    if prompt.startswith("One sentence of a word"):
         return _told(prompt, candidate)
     shown = re.search(r"^Running sum: (.*)\nNext word: (.*)$", prompt, re.MULTILINE)
     assert shown
@@ -136,17 +136,14 @@ def _spelt(prompt: str, candidate: int) -> str:
 
 
 def _told(prompt: str, candidate: int) -> str:
-    """The answer to a reading prompt of `problem`; a wrong one tells another start."""
-    if prompt.startswith("The question"):
-        known = fitting(prompt.partition("\nQuestion: ")[2].partition("\n")[0], question=True)
-        assert known
-        return f"who = {known[1]['a']}\nwhat = {known[1]['t']}{'es' * candidate}"
-    shown = re.search(r"the number of (\w+) that (\w+) has\?\nSentence: (.*)\n", prompt)
-    assert shown
-    known = fitting(shown[3])
+    """The answer to a reading prompt of `problem`; a wrong one has other things, or other people."""
+    known = fitting(prompt.partition("\nSentence: ")[2].partition("\n")[0])
     assert known
-    operation, *numbers = ["=", 10**5 + candidate] if candidate else known[0].change(known[1], shown[2], shown[1])
-    return f"change = {' '.join([operation, ' x '.join(map(str, numbers))]).strip()}"
+    lines = [
+        f"{who}: {operation} {' x '.join(map(str, numbers))} {what}{'es' * candidate}"
+        for who, what, operation, *numbers in known[0].reading(known[1])
+    ]
+    return "\n".join(lines) or (f"Somebody: + {candidate} things" if candidate else "none")
 
 
 class Scripted(LM):

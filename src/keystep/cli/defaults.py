@@ -1,6 +1,6 @@
 """What `keystep run` does where it is not told otherwise, and how commands read numbers."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -9,6 +9,7 @@ from keystep.errors import BadInput
 MODEL = "embedded"
 AHEAD_BY = 3
 JOURNAL = "sqlite:///runs.db"
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")]
 
 
 def whole(text: str) -> int:

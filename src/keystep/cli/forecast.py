@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from keystep.cli.defaults import AHEAD_BY, MODEL, number_option, pairs, whole_option
+from keystep.cli.defaults import AHEAD_BY, MODEL, AsJson, number_option, pairs, whole_option
 from keystep.errors import BadInput, BudgetSpent
 
 if TYPE_CHECKING:
@@ -18,12 +18,11 @@ if TYPE_CHECKING:
     from keystep.run.ask import Asking
     from keystep.run.foreseen import Forecast
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")]
 TARGET, SAMPLE, PER_STEP = 0.999, 200, 4  # those of keystep.run.forecast, which is not loaded for --help; a test compares them
 
 
 def forecast(
-    procedure: Annotated[str, typer.Argument(metavar="PROCEDURE|FILE", help="A built-in procedure (hanoi, ledger) or a YAML file.")],
+    procedure: Annotated[str, typer.Argument(metavar="PROCEDURE|FILE", help="A built-in procedure (hanoi, multiply, …) or a YAML file.")],
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A setting, or a value of the state.")] = None,
     target: Annotated[float, number_option(f"Wanted probability that the whole run is right (default: {TARGET}).", "Forecast")] = TARGET,
     sample: Annotated[int, whole_option(f"Steps to calibrate on (default: {SAMPLE}).", "Forecast")] = SAMPLE,

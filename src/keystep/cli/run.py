@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from keystep.cli.defaults import AHEAD_BY, JOURNAL, MODEL, pairs
+from keystep.cli.defaults import AHEAD_BY, JOURNAL, MODEL, AsJson, pairs
 from keystep.cli.defaults import number_option as _number
 from keystep.cli.defaults import whole_option as _whole
 from keystep.cli.forecast import TARGET, forecast_first
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 
 JournalUrl = Annotated[str, typer.Option("--journal", metavar="URL", help="Where the run is kept: a path or a database URL.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 BudgetCalls = Annotated[int | None, _whole("Stop after so many samples.", "Budget")]
 BudgetTokens = Annotated[int | None, _whole("Stop after so many tokens.", "Budget")]

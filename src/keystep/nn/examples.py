@@ -183,6 +183,18 @@ def _labels(tokenizer: Any, labels: set[str]) -> dict[str, int]:
     return found
 
 
+def batches(rows: Sequence[Sequence[int]], size: int, *, padding: int = 0, device: Any = None) -> list[dict[str, Tensor]]:
+    """Rows of tokens as right-padded batches, the arguments of a model: `input_ids` and `attention_mask` [size, length]."""
+    found = []
+    for at in range(0, len(rows), size):
+        chunk = rows[at : at + size]
+        length = max(map(len, chunk))
+        tokens = torch.tensor([[*row, *[padding] * (length - len(row))] for row in chunk])
+        mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in chunk])
+        found.append({"input_ids": tokens.to(device), "attention_mask": mask.to(device)})
+    return found
+
+
 Forward = Callable[..., Any]  # a model, or a functional call of one: tokens and attended in, logits out
 
 

@@ -30,6 +30,7 @@ from keystep.reproduce import Reproduction, machine
 from keystep.reproduce import _letter_nets as letters
 from keystep.reproduce._letter_nets import VOCABULARY, Writer
 from keystep.reproduce._nets import Net, trained
+from keystep.reproduce._tables import checks, table
 from keystep.run import AheadBy, Many, Run, Sampling
 from keystep.run.forecast import wilson
 from keystep.run.vote import First, Rule
@@ -184,7 +185,7 @@ def main(seeds: int = 3, progress: Progress | None = None) -> Reproduction:
     lost = mean[WAYS[0]][SIZES[0]] - ours
     first = [right for one in each for right in one["votes"]["first"]]
     voted = [right for one in each for right in one["votes"]["ahead by 3"]]
-    checks = {
+    held = {
         f"at {LONG} words decomposed is at least {RATIO:g} times the better baseline": ours >= RATIO * theirs and ours > 0,
         f"decomposed loses at most {FLAT:g} from {SIZES[0]} words to {LONG}": lost <= FLAT,
         "both baselines fall": all(mean[way][SIZES[0]] > mean[way][LONG] for way in WAYS[1:]),
@@ -210,13 +211,13 @@ def main(seeds: int = 3, progress: Progress | None = None) -> Reproduction:
         },
         baseline={way: _rounded(mean[way]) for way in WAYS[1:]},
         measured={
-            "checks": checks, "decomposed": _rounded(mean[WAYS[0]]),
+            "checks": held, "decomposed": _rounded(mean[WAYS[0]]),
             "intervals": {way: {words: _interval(mean[way][words], seeds * ITEMS) for words in SIZES} for way in WAYS},
             "expected_from_handlers": _rounded({words: _mean([one["expected"][words] for one in each]) for words in SIZES}),
             "ahead_by_3": votes_compared(first, voted), "runs": each, "cpu_seconds": round(time.process_time() - cpu, 1),
         },
         ratio=round(ours / theirs, 2) if theirs else None,
-        held=all(checks.values()),
+        held=all(held.values()),
         seeds=list(range(seeds)), seconds=round(time.perf_counter() - began, 1),
         settings_tried=SETTINGS_TRIED,
         machine=machine(),
@@ -269,15 +270,43 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
+def tables(found: Reproduction) -> str:
+    """Accuracy by the number of words, what each handler did, and what votes change."""
+    measured = found.measured
+    by_way = {WAYS[0]: measured["decomposed"], **found.baseline, "expected from the handlers": measured["expected_from_handlers"]}
+    accuracy = [{"right, of questions with": way, **{f"{words} words": _at(by_way[way], words) for words in SIZES}} for way in by_way]
+    handlers = []
+    for name in ("decompose", "words", "str_position", "split", "arr_position", "merge"):
+        shares = {}
+        for words in SIZES:
+            counts = [_at(one["handlers"], words).get(name, (0, 0)) for one in measured["runs"]]
+            good, asked_for = sum(good for good, _ in counts), sum(count for _, count in counts)
+            shares[f"{words} words"] = f"{good:,} of {asked_for:,}"
+        handlers.append({"handler": name, **shares})
+    votes = measured["ahead_by_3"]
+    low, high = votes["gain_interval"]
+    voted = [{f"{VOTED} words, temperature 1: first": votes["first"], "ahead by 3": votes["ahead by 3"], "difference": votes["gain"],
+              "95 %": f"{low:+.3f} to {high:+.3f}"}]  # fmt: skip
+    parts = [table(accuracy), "Right answers of each handler, to the question it was asked:\n", table(handlers), table(voted)]
+    return "\n".join([*parts, checks(measured["checks"])])
+
+
+def _at(values: Any, words: int) -> Any:
+    """Of a number of words; what was read from a file has texts for numbers."""
+    return values[words] if words in values else values[str(words)]
+
+
 def picture(found: Reproduction, path: Path) -> None:
     """Accuracy by the number of words; and what votes change."""
     measured = found.measured
     by_way = {WAYS[0]: measured["decomposed"], **found.baseline}
     lines = [
-        Line(way, list(SIZES), [by_way[way][words] for words in SIZES], style=style)
+        Line(way, list(SIZES), [_at(by_way[way], words) for words in SIZES], style=style)
         for way, style in zip(WAYS, ("o-", "s--", "^--"), strict=True)
     ]
-    lines.append(Line("expected from the handlers", list(SIZES), [measured["expected_from_handlers"][words] for words in SIZES], style=":"))
+    lines.append(
+        Line("expected from the handlers", list(SIZES), [_at(measured["expected_from_handlers"], words) for words in SIZES], style=":")
+    )
     votes = measured["ahead_by_3"]
     bars = [Line("decomposed, 5 words, temperature 1", [0, 1], [votes["first"], votes["ahead by 3"]], style="bars")]
     save(

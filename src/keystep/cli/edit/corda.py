@@ -5,17 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from keystep.cli.bar import steps_bar
-from keystep.cli.defaults import number_option, whole_option
-from keystep.cli.edit.localize import AsJson, _device
-from keystep.errors import BadInput
-
-if TYPE_CHECKING:
-    from keystep.edit.corda import Corda
+from keystep.cli.defaults import AsJson, number_option, whole_option
+from keystep.cli.edit.options import device_of, settings_of
 
 FEW = 1.0  # tokens of the sample for each input of a module, below which the covariance cannot have full rank
 
@@ -46,18 +42,18 @@ def adapt(
 
     FOLDER is an ordinary PEFT adapter, its base in FOLDER/base; the two together are what MODEL was. Stopped, the same command goes on.
     """
+    from keystep.edit.corda import Corda, batches, peft_for, sample_fingerprint, save, sequences
     from keystep.edit.corda import adapt as initialise
-    from keystep.edit.corda import batches, peft_for, sample_fingerprint, save, sequences
     from keystep.nn.checkpoint import checkpoint_tensors, fingerprint, free_for, load_model, load_tokenizer
     from keystep.nn.examples import Examples, read_examples
 
     given = {"mode": mode, "rank": rank, "alpha": alpha, "targets": tuple(target or ()), "samples": samples, "length": length, "part": part,
              "normalise": normalise, "damping": damping, "batch": batch, "seed": seed}  # fmt: skip
-    settings = _settings(given)
+    settings = settings_of(Corda, given)
     free_for(out)
     peft_for("initialising adapters")
     examples_read = read_examples(data, limit=limit)
-    loaded, tokenizer = load_model(model, device=_device(device)), load_tokenizer(model)
+    loaded, tokenizer = load_model(model, device=device_of(device)), load_tokenizer(model)
     text = loaded.config.get_text_config()
     examples = Examples(examples_read, tokenizer, longest=None if length else getattr(text, "max_position_embeddings", None))
     rows = sequences(examples, settings)
@@ -85,15 +81,6 @@ def adapt(
         typer.echo(f"logits moved by at most {moved:.1e}; damping up to {damped:g}; the adapter fits {out / 'base'} only")
     if least.tokens_per_input < FEW:
         typer.echo(f"{least.module} has {least.inputs} inputs and saw {tokens:,} tokens; give more data (--samples)", err=True)
-
-
-def _settings(given: dict[str, Any]) -> Corda:
-    from keystep.edit.corda import Corda
-
-    try:
-        return Corda(**{key: value for key, value in given.items() if value is not None})
-    except BadInput as error:
-        raise BadInput(error.problem, field=f"--{error.field}", value=error.value, mend=error.mend) from None
 
 
 def _logits(model: Any, batch: dict[str, Any]) -> Any:

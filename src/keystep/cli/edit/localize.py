@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from keystep.cli.bar import loss_bar
-from keystep.cli.defaults import number_option, whole_option
+from keystep.cli.defaults import AsJson, number_option, whole_option
+from keystep.cli.edit.options import device_of, settings_of
 from keystep.errors import BadInput
 
 if TYPE_CHECKING:
-    from keystep.edit.localize import Locate, Patch
+    from keystep.edit.localize import Patch
     from keystep.measure.chart import Chart
 
 EVEN = 0.5  # from here on a warning; see `Located.evenness`
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")]
 Out = Annotated[Path, typer.Option(metavar="FOLDER", help="Where the checkpoint goes.")]
 Patches = Annotated[list[Path], typer.Argument(metavar="PATCH…", help="Files of `keystep edit locate`.")]
 
@@ -54,7 +56,7 @@ def locate(
 
     Stopped, the same command goes on. Models tuned by SGD have the smaller patches: AdamW moves every weight.
     """
-    from keystep.edit.localize import Patch, compare
+    from keystep.edit.localize import PUBLISHED, Locate, Patch, compare
     from keystep.edit.localize import locate as find
     from keystep.nn.checkpoint import check_same_kind, checkpoint_tensors, fingerprint, free_for, load_model, load_tokenizer
     from keystep.nn.examples import Examples, read_examples
@@ -62,12 +64,12 @@ def locate(
     given = {"sparsity": sparsity, "optimizer": optimizer, "keep": keep, "scope": scope, "rate": rate, "bias": bias, "l1": l1,
              "steps": steps, "batch": batch, "accumulate": accumulate, "seed": seed}  # fmt: skip
     from_patch = Patch.load(Path(start)) if start is not None and start not in ("movement", "zero") else None
-    settings = _settings(given | ({} if from_patch else {"start": start}), published)
+    settings = settings_of(partial(replace, PUBLISHED if published else Locate()), given | ({} if from_patch else {"start": start}))
     for file in (out, picture):
         if file is not None:
             free_for(file, replace=file is picture)
     check_same_kind(base, tuned)
-    model, tokenizer = load_model(base, device=_device(device)), load_tokenizer(base)
+    model, tokenizer = load_model(base, device=device_of(device)), load_tokenizer(base)
     longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     examples = Examples(read_examples(data, limit=limit), tokenizer, longest=longest)
 
@@ -114,30 +116,7 @@ def locate(
         typer.echo(f"{found.outside:.0%} of all movement is outside the scope; --scope all takes it in", err=True)
 
 
-def _settings(given: dict[str, Any], published: bool) -> Locate:
-    from dataclasses import replace
-
-    from keystep.edit.localize import PUBLISHED, Locate
-
-    try:
-        return replace(PUBLISHED if published else Locate(), **{key: value for key, value in given.items() if value is not None})
-    except BadInput as error:
-        raise BadInput(error.problem, field=f"--{error.field}", value=error.value, mend=error.mend) from None
-
-
-def _device(name: str) -> Any:
-    import torch
-
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise BadInput(f"cannot be used ({reason})", field="--device", value=name, mend="for instance cpu") from None
-
-
 def _with_report(patch: Patch, report: dict[str, Any]) -> Patch:
-    from dataclasses import replace
-
     return replace(patch, about={**patch.about, "report": report})
 
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from keystep.cli.bar import loss_bar, steps_bar
-from keystep.cli.defaults import number_option, whole_option
-from keystep.cli.edit.localize import AsJson, _device
+from keystep.cli.defaults import AsJson, number_option, whole_option
+from keystep.cli.edit.options import device_of
 from keystep.errors import BadInput
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def forget(
         raise BadInput("is above 0 and below 1", field="--relearn-rate", value=relearn_rate)
     free_for(out)
     read = _read([*skill, *(retain or [])], limit)
-    loaded, tokenizer = load_model(model, device=_device(device)), load_tokenizer(model)
+    loaded, tokenizer = load_model(model, device=device_of(device)), load_tokenizer(model)
     sets = _encoded(read, loaded, tokenizer)
     skills, kept = ({file.stem: sets[file] for file in files} for files in (skill, retain or []))
     answer: list[int] = tokenizer(refusal, add_special_tokens=False)["input_ids"]
@@ -204,7 +204,7 @@ def blocked(
             raise BadInput("is at least 1", field=name, value=value)
     made = load(guard)
     read = _read(data, limit)
-    loaded, tokenizer = load_model(model, device=_device(device)), load_tokenizer(model)
+    loaded, tokenizer = load_model(model, device=device_of(device)), load_tokenizer(model)
     sets = {file.stem: each for file, each in _encoded(read, loaded, tokenizer).items()}
     with steps_bar(len(sets), "files", quiet) as tick:
         rows = report(loaded, made, {}, sets, end=tokenizer.eos_token_id, batch=batch, tick=tick)

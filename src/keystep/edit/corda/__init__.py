@@ -22,7 +22,6 @@ from keystep.edit.corda.adapter import (
     Corda,
     Row,
     adapt,
-    batches,
     linear_modules,
     peft_for,
     sample_fingerprint,
@@ -32,6 +31,7 @@ from keystep.edit.corda.adapter import (
 )
 from keystep.edit.corda.covariance import Covariance, covariances
 from keystep.edit.corda.decomposition import Factors, Regularised, components, decompose, regularised
+from keystep.nn.examples import batches
 
 __all__ = [
     "Adapted", "Corda", "Covariance", "Factors", "Regularised", "Row", "adapt", "batches", "components", "covariances", "decompose",

@@ -145,18 +145,6 @@ def sequences(examples: Examples, settings: Corda) -> list[list[int]]:
     return [text[start : start + settings.length] for start in starts]
 
 
-def batches(rows: Sequence[Sequence[int]], size: int, *, padding: int = 0, device: Any = None) -> list[dict[str, Tensor]]:
-    """Right-padded batches: `input_ids` and `attention_mask` [size, length]."""
-    found = []
-    for at in range(0, len(rows), size):
-        chunk = rows[at : at + size]
-        length = max(map(len, chunk))
-        tokens = torch.tensor([[*row, *[padding] * (length - len(row))] for row in chunk])
-        mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in chunk])
-        found.append({"input_ids": tokens.to(device), "attention_mask": mask.to(device)})
-    return found
-
-
 @torch.no_grad()
 def adapt(
     model: nn.Module, sample: Batches, settings: Corda | None = None, *, state: Path | None = None, fingerprint: str = "",
@@ -165,7 +153,7 @@ def adapt(
     """A LoRA adapter for the model, which is changed in place: its target weights become W − scaling · B A.
 
     Args:
-        sample: of `batches`, or any keyword arguments of the model.
+        sample: of `keystep.nn.examples.batches`, or any keyword arguments of the model.
         state: a file that keeps the layers that are done, to go on from; the caller removes it when the result is safe.
         fingerprint: of the weights and the sample, to know the state by.
         tick: called after every layer.

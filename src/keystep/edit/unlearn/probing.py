@@ -14,9 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from keystep.edit.corda import batches
 from keystep.edit.unlearn.guarded import Box, ratio
-from keystep.nn.examples import Examples
+from keystep.nn.examples import Examples, batches
 from keystep.nn.layers import FeedForward
 
 Read = Callable[[FeedForward, Tensor], None]

@@ -102,7 +102,7 @@ class Ensemble:
 
 @cache
 def load(name: str) -> Ensemble:
-    """The ensemble `name` of the package: hanoi, ledger, hanoi-large or ledger-large.
+    """The ensemble `name` of the package; there is a card of each in `docs/models`.
 
     Raises:
         BadInput: there is none of that name here.

@@ -1,8 +1,8 @@
-"""The tokenizer of the embedded reader of word problems: what a sentence does to somebody's number of things, and what a question asks.
+"""The tokenizer of the embedded reader of word problems: whose things a sentence is about, and what it does to their number.
 
 The reader knows the sentences of `TEMPLATES` with the people, things and numbers below, and no others: what does not fit one of them is
-refused. A token is a word; a number in digits is three tokens, one for each place. An answer is an operation and one number, or two where
-so many times so many things come or go (`+ 4 x 12`).
+refused. A token is a word; a number in digits is three tokens, one for each place. An answer has a line for everybody whose things are
+concerned: an operation, a number, or two where so many times so many things come or go, and the things.
 """
 
 from __future__ import annotations
@@ -28,11 +28,14 @@ LEAST, MOST = 2, 999  # numbers in sentences
 SENTENCE = 16  # tokens of the longest sentence
 
 
+Reading = list[Any]  # [who, what, operation, numbers …]
+
+
 @dataclass(frozen=True)
 class Template:
     """A sentence about people {a} and {b}, numbers {n} and {m}, and things {t}; `changes` says what it does for whom.
 
-    A change is an operation and numbers' names or numbers: `= n`, `- m x n`, `* 2`.
+    A change is an operation and numbers' names or numbers: `= n`, `- m x n`, `* 2`; `?` asks how many there are.
     """
 
     kind: str
@@ -44,13 +47,13 @@ class Template:
         """Its words and what stands for something."""
         return re.findall(r"\{\w\}|\w+|'s|[.,?]", self.text)
 
-    def change(self, said: Mapping[str, str], who: str, what: str) -> list[Any]:
-        """[operation, numbers …] for the things `what` of `who`, or ["none"]; `said` is what stands in it, as it is written."""
+    def reading(self, said: Mapping[str, str]) -> list[Reading]:
+        """What it says, for everybody whose things are concerned; `said` is what stands in it, as it is written."""
+        found = []
         for role, change in self.changes.items():
-            if said[role] == who and said["t"] == what:
-                operation, *numbers = change.replace(" x ", " ").split()
-                return [operation, *(value_of(said.get(number, number)) for number in numbers)]
-        return ["none"]
+            operation, *numbers = change.replace(" x ", " ").split()
+            found.append([said[role], said["t"], operation, *(value_of(said.get(number, number)) for number in numbers)])
+        return found
 
     def tokens(self, said: Mapping[str, str]) -> list[int]:
         """Its tokens with these people, things and numbers in it."""
@@ -99,52 +102,39 @@ TEMPLATES = (
         "no change", "", "{a} likes {t}.", "{a} puts the {t} on the table.", "{b} looks at {a}'s {t}.", "{a} is {n} years old.",
         "It takes {a} {n} minutes to count the {t}.", "{a} and {b} talk about {t}.", "{a} walks {n} miles.",
     ),
-)  # fmt: skip
-QUESTIONS = tuple(
-    Template("question", text)
-    for text in (
-        "How many {t} does {a} have now?", "How many {t} does {a} have in the end?", "How many {t} are left in {a}'s bag?",
+    *_of(
+        "question", "?", "How many {t} does {a} have now?", "How many {t} does {a} have in the end?", "How many {t} are left in {a}'s bag?",
         "With how many {t} does {a} end up?", "What is the number of {t} that {a} owns at last?",
-    )
+    ),
 )  # fmt: skip
-OPERATIONS = ("none", "=", "+", "-", "*", "/")
+OPERATIONS = ("none", "=", "+", "-", "*", "/", "?")
 
-END, PAD, READ, ASKED, EACH, OPERATION = 0, 1, 2, 3, 4, 5
+END, PAD, READ, EACH, OPERATION = 0, 1, 2, 3, 4
 DIGIT = OPERATION + len(OPERATIONS)  # the first of 10 tokens for hundreds, 10 for tens, 10 for ones
 NUMBER = DIGIT + 30
 NAME = NUMBER + len(NUMBER_WORDS)
 THING = NAME + len(NAMES)
 WORD = THING + len(THINGS)
-WORDS = tuple(dict.fromkeys(part for template in (*TEMPLATES, *QUESTIONS) for part in template.parts if not part.startswith("{")))
+WORDS = tuple(dict.fromkeys(part for template in TEMPLATES for part in template.parts if not part.startswith("{")))
 VOCABULARY = WORD + len(WORDS)
-PROMPT = 2 + SENTENCE + 1  # who, what, a sentence, what is to be done
+PROMPT = SENTENCE + 1
 
-KNOWS = "the sentences and questions of templated word problems, in the words of the built-in procedure `problem`"
+KNOWS = "a sentence of a templated word problem, in the words of the built-in procedure `problem`"
 
 READING = """\
-One sentence of a word problem. What does it do to the number of {what} that {who} has?
+One sentence of a word problem. What does it say about whose things?
 Sentence: {sentence}
 
-Answer with exactly one line, and nothing else:
-change = [= 12 where it says how many there are, + 12, - 12, * 3 or / 3 where it changes them, + 4 x 12 or - 4 x 12 where so many times so \
-many come or go, none where it does nothing to them]
-"""
-
-ASKING = """\
-The question of a word problem. Whose things does it ask for, and what are they?
-Question: {sentence}
-
-Answer with exactly two lines, and nothing else:
-who = [the name]
-what = [the things]
+Answer with a line for each person whose number of things it tells, changes or asks for, in the order of the sentence, and nothing else:
+[name]: [= 12 where it tells how many, + 12 or - 12 where so many come or go, + 4 x 12 or - 4 x 12 where it is so many times so many,
+* 3 or / 3 where they are multiplied or divided, ? where it asks how many] [things]
+If there is nobody, answer with the one word: none
 """
 
 _PARTS = {
     **dict.fromkeys("ab", "|".join(NAMES)),
     **dict.fromkeys("nm", rf"[2-9]|[1-9][0-9]{{1,2}}|{'|'.join(NUMBER_WORDS)}"),
     "t": "|".join(THINGS),
-    "who": "|".join(NAMES),
-    "what": "|".join(THINGS),
     "sentence": ".*",
 }
 
@@ -153,24 +143,18 @@ def _pattern(text: str) -> re.Pattern[str]:
     return re.compile(re.sub(r"\\\{(\w+)\\\}", lambda found: f"(?P<{found[1]}>{_PARTS[found[1]]})", re.escape(text)))
 
 
-_READING, _ASKING = _pattern(READING), _pattern(ASKING)
+_READING = _pattern(READING)
 _SENTENCES = [(template, _pattern(template.text)) for template in TEMPLATES]
-_QUESTIONS = [(template, _pattern(template.text)) for template in QUESTIONS]
 
 
-def read(who: str, what: str, sentence: str) -> str:
+def render(sentence: str) -> str:
     """The prompt that has a sentence read."""
-    return READING.format(who=who, what=what, sentence=sentence)
+    return READING.format(sentence=sentence)
 
 
-def asked(question: str) -> str:
-    """The prompt that has a question read."""
-    return ASKING.format(sentence=question)
-
-
-def fitting(sentence: str, question: bool = False) -> tuple[Template, dict[str, str]] | None:
+def fitting(sentence: str) -> tuple[Template, dict[str, str]] | None:
     """The template that a sentence is of, and what stands in it, as it is written; None where there is none."""
-    for template, known in _QUESTIONS if question else _SENTENCES:
+    for template, known in _SENTENCES:
         if found := known.fullmatch(sentence):
             said = found.groupdict()
             return None if said["a"] == said.get("b") else (template, said)
@@ -182,45 +166,41 @@ def value_of(number: str) -> int:
     return int(number) if number.isdecimal() else NUMBER_WORDS.index(number) + LEAST
 
 
-def field_of(tokens: Sequence[int], who: str = "", what: str = "") -> list[int]:
-    """A prompt's tokens: of a sentence where it is said whose things it is about, else of a question."""
-    told = [*_tokens(who), *_tokens(what)] if who else [PAD, PAD]
-    return [*told, *tokens, *[PAD] * (SENTENCE - len(tokens)), READ if who else ASKED]
+def field_of(tokens: Sequence[int]) -> list[int]:
+    """A prompt's tokens, of those of its sentence."""
+    return [*tokens, *[PAD] * (SENTENCE - len(tokens)), READ]
 
 
 def encode(text: str) -> tuple[list[int], int] | None:
     """Tokens of a known prompt and how many of them are a shared prefix (none here); None for any other text."""
-    if found := _READING.fullmatch(text):
-        known = fitting(found["sentence"])
-        return None if known is None else (field_of(known[0].tokens(known[1]), found["who"], found["what"]), 0)
-    if found := _ASKING.fullmatch(text):
-        known = fitting(found["sentence"], question=True)
-        return None if known is None else (field_of(known[0].tokens(known[1])), 0)
-    return None
+    found = _READING.fullmatch(text)
+    known = fitting(found["sentence"]) if found else None
+    return None if known is None else (field_of(known[0].tokens(known[1])), 0)
 
 
-def answer_of(answer: Sequence[Any]) -> list[int]:
-    """The tokens of a right answer, without an end: [operation, numbers …], ["none"] or [who, what]."""
-    if answer[0] not in OPERATIONS:
-        return [token for part in answer for token in _tokens(part)]
-    numbers = [_digits(number) for number in answer[1:]]
-    return [OPERATION + OPERATIONS.index(answer[0]), *(numbers[0] if numbers else []), *([EACH, *numbers[1]] if numbers[1:] else [])]
+def answer_of(reading: Sequence[Reading]) -> list[int]:
+    """The tokens of a right answer, without an end."""
+    tokens = []
+    for who, what, operation, *numbers in reading:
+        tokens += [_TOKENS[who], OPERATION + OPERATIONS.index(operation)]
+        for place, number in enumerate(numbers):
+            tokens += [EACH] * (place > 0) + _digits(number)
+        tokens.append(_TOKENS[what])
+    return tokens or [OPERATION]
 
 
 def decode(tokens: Sequence[int]) -> str:
     """The text of an answer's tokens, whatever they are: a malformed answer stays visibly malformed."""
-    if tokens and NAME <= tokens[0] < WORD:
-        who, *what = map(_word, tokens)
-        return f"who = {who}" + (f"\nwhat = {' '.join(what)}" if what else "")
-    words, rest = [], list(tokens)
+    written, rest = "", list(tokens)
     while rest:
         places = [divmod(token - DIGIT, 10) for token in rest[:3]]
         if [place for place, _ in places] == [0, 1, 2]:
-            words.append(str(int("".join(str(digit) for _, digit in places))))
+            written += f" {int(''.join(str(digit) for _, digit in places))}"
             rest = rest[3:]
         else:
-            words.append(_word(rest.pop(0)))
-    return f"change = {' '.join(words)}"
+            token = rest.pop(0)
+            written += f"\n{_WRITTEN[token]}:" if NAME <= token < THING else f" {_WRITTEN.get(token, '!')}"
+    return written.strip()
 
 
 def _tokens(word: str) -> list[int]:
@@ -231,10 +211,6 @@ def _digits(number: int) -> list[int]:
     return [DIGIT + 10 * place + number // 10 ** (2 - place) % 10 for place in range(3)]
 
 
-def _word(token: int) -> str:
-    return "x" if token == EACH else _WRITTEN.get(token, "?")
-
-
 _TOKENS = {
     word: first + at
     for first, words in ((NUMBER, NUMBER_WORDS), (NAME, NAMES), (THING, THINGS), (WORD, WORDS))
@@ -243,3 +219,4 @@ _TOKENS = {
 _WRITTEN = {token: word for word, token in _TOKENS.items() if NAME <= token < WORD} | {
     OPERATION + at: operation for at, operation in enumerate(OPERATIONS)
 }
+_WRITTEN[EACH] = "x"

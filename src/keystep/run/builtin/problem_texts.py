@@ -11,10 +11,10 @@ from math import prod
 from random import Random
 from typing import Any
 
-from keystep.lm.embedded.problems import LEAST, NAMES, NUMBER_WORDS, QUESTIONS, TEMPLATES, THINGS, Template
+from keystep.lm.embedded.problems import LEAST, NAMES, NUMBER_WORDS, TEMPLATES, THINGS, Reading, Template
 
 KINDS = {kind: [each for each in TEMPLATES if each.kind == kind] for kind in dict.fromkeys(each.kind for each in TEMPLATES)}
-CHANGING = [kind for kind in KINDS if kind not in ("told", "no change")]
+CHANGING = [kind for kind in KINDS if kind not in ("told", "no change", "question")]
 VALUE = 9999  # the most things there ever are
 IN_WORDS = 0.3  # share of small numbers that are written as words
 ASIDES = (0, 1, 1, 2)  # sentences that change nothing
@@ -33,7 +33,7 @@ def drawn(draw: Random, operations: int) -> str:
         kind = draw.choice(("no change", "told", "more", "fewer", "passed on"))
         about = draw.choice([(draw.sample(names, 3), other), (draw.sample(names[1:], 3), what)])
         texts.insert(draw.randint(0, len(texts)), filled(draw, draw.choice(KINDS[kind]), *about))
-    return " ".join([*texts, filled(draw, draw.choice(QUESTIONS), [who], what)])
+    return " ".join([*texts, filled(draw, draw.choice(KINDS["question"]), [who], what)])
 
 
 def _changed(draw: Random, kinds: Sequence[str], names: list[str], what: str, value: int) -> tuple[str, int]:
@@ -43,7 +43,7 @@ def _changed(draw: Random, kinds: Sequence[str], names: list[str], what: str, va
         template = draw.choice(KINDS[draw.choice(kinds)])
         role = draw.choice(list(template.changes))
         said = said_in(draw, template, [who, draw.choice(others)] if role == "a" else [draw.choice(others), who], what)
-        after = applied(value, template.change(said, who, what))
+        after = applied(value, change_for(template.reading(said), who, what))
         if after is not None and 1 <= after <= VALUE:
             return template.text.format(**said), after
 
@@ -64,6 +64,11 @@ def said_in(draw: Random, template: Template, people: Sequence[str], what: str) 
 def written(draw: Random, number: int) -> str:
     """A number in digits or, where it is small, now and then in words."""
     return NUMBER_WORDS[number - LEAST] if number - LEAST < len(NUMBER_WORDS) and draw.random() < IN_WORDS else str(number)
+
+
+def change_for(reading: Sequence[Reading], who: str, what: str) -> list[Any]:
+    """[operation, numbers …] for the things `what` of `who`, ["none"] where nothing is said of them."""
+    return next((change for name, things, *change in reading if (name, things) == (who, what)), ["none"])
 
 
 def applied(value: int | None, change: Sequence[Any]) -> int | None:
