@@ -75,9 +75,8 @@ def items(kind: str, count: int) -> tuple[str, list[Item]]:
     return "generated", [generated(draw) for _ in range(count)]
 
 
-async def measure(model: LM, kind: str, count: int) -> dict[str, Any]:
-    source, asked = items(kind, count)
-    procedure = KINDS[kind][0]
+async def measure(model: LM, procedure: str, source: str, asked: list[dict[str, Any]]) -> dict[str, Any]:
+    """How many items, settings of a procedure, come out right by vote and by every single-call way; `source` says where they are from."""
     works = [builtin(procedure, item) for item in asked]
     runs = [Run(model, vote=AheadBy(K), seed=SEED + number) for number in range(len(works))]
     began = time.perf_counter()
@@ -113,7 +112,7 @@ def matched(way: Way) -> bool:
 async def measured(counts: dict[str, int]) -> dict[str, Any]:
     model, there = lm(MODEL), [kind for kind in KINDS if (WEIGHTS / f"{ENSEMBLE[KINDS[kind][0]]}.safetensors").exists()]
     try:
-        return {kind: await measure(model, kind, counts[KINDS[kind][1]]) for kind in there}
+        return {kind: await measure(model, KINDS[kind][0], *items(kind, counts[KINDS[kind][1]])) for kind in there}
     finally:
         await model.close()
 

@@ -90,8 +90,8 @@ def test_what_fills_up_a_row_behind_its_end_is_not_learned():
 
 def test_a_card_measures_answers_of_every_length_as_if_each_were_alone():
     ensemble, rows = load("strings"), strings.batch(np.random.default_rng(4), 30)
-    p, right = card.measured(ensemble, card.examples("all", rows, strings.PROMPT))
+    found = card.measured(ensemble, card.examples("all", rows, strings.PROMPT))
     for number, row in enumerate(rows):
         end = list(row).index(0, strings.PROMPT) + 1
         one, greedy = answer_probabilities(ensemble.members[1], row[None, : strings.PROMPT], row[None, strings.PROMPT : end])
-        assert p[1, number] == pytest.approx(one[0], rel=1e-4) and right[1, number] == greedy[0]
+        assert found.p[1, number] == pytest.approx(one[0], rel=1e-4) and found.right[1, number] == greedy[0]

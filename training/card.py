@@ -19,6 +19,7 @@ from typing import Any
 import arithmetic
 import hanoi
 import ledger
+import lists
 import numpy as np
 import pairs
 import problems
@@ -27,6 +28,7 @@ from scan import vote
 
 from keystep.lm.embedded.arithmetic import encode as arithmetic_encode
 from keystep.lm.embedded.ledger import END, MAX_VALUE, VALUE, encode, render
+from keystep.lm.embedded.lists import encode as lists_encode
 from keystep.lm.embedded.model import WEIGHTS, Ensemble, answer_probabilities, load
 from keystep.lm.embedded.problems import encode as problems_encode
 from keystep.lm.embedded.strings import encode as strings_encode
@@ -48,6 +50,7 @@ LEDGER_RUNS, LEDGER_STEPS, LEDGER_WORDS = 5, 2000, 100
 PRODUCTS, PRODUCT_DIGITS = 200, (5, 10)  # multiplications of random numbers of so many digits
 PAIRS = 1500  # pairs of each kind
 LISTS = {5: 200, 500: 5}  # sorted lists: how many of each length
+EDITS, EDIT_RUNS, EDIT_STEPS = 1500, 20, 500  # steps of each operation on lists; random edits: how many runs, and steps of each
 VOTE, HEAT = 3, 0.5  # the vote that is foreseen: first to lead by so many, at this temperature
 STRINGS = 3000  # string steps of each kind
 TEXTS = {10: 100, 200: 10}  # texts of random words of at most 10 letters: how many of each number of words
@@ -84,6 +87,9 @@ def random_steps(skill: str) -> Iterator[Steps]:
     elif skill == "pairs":
         for kind, label in enumerate(pairs.KINDS):
             yield examples(label, pairs.examples(*pairs.draw(rng, PAIRS, kind)), pairs.PROMPT)
+    elif skill == "lists":
+        for number, label in enumerate(lists.NAMES):
+            yield examples(label, lists.examples(rng, np.full(EDITS, number)), lists.PROMPT)
     elif skill == "strings":
         for kind, label in enumerate(strings.KINDS):
             yield examples(label, strings.draw(rng, STRINGS, kind), strings.PROMPT)
@@ -110,12 +116,15 @@ def task_steps(ensemble: str) -> dict[str, list[Steps]]:
     if ensemble == "arithmetic":
         return {f"{PRODUCTS} products of {digits}-digit numbers, every step": products(digits) for digits in PRODUCT_DIGITS}
     if ensemble == "pairs":
-        return {f"{count} lists of {size}, every step of their sorting": lists(size, count) for size, count in LISTS.items()}
+        return {f"{count} lists of {size}, every step of their sorting": sorting(size, count) for size, count in LISTS.items()}
     if ensemble == "strings":
         return {f"the last letters of {count} texts of {words} words, every step": texts(words, count) for words, count in TEXTS.items()}
     if ensemble == "problems":
         title = f"the sentences of {PROBLEMS} problems with {PROBLEM_OPERATIONS} operations, about names and things held out of training"
         return {title: told()}
+    if ensemble == "lists":
+        runs = [run_steps(number, builtin("edits", {"steps": EDIT_STEPS, "instance": SEED + number})) for number in range(EDIT_RUNS)]
+        return {f"{EDIT_RUNS} runs of {EDIT_STEPS} random edits, every step": runs}
     runs = [ledger_run(instance) for instance in range(LEDGER_RUNS)]
     return {f"{LEDGER_RUNS} ledgers of {LEDGER_WORDS} words, all {LEDGER_STEPS:,} steps of each": runs}
 
@@ -143,7 +152,7 @@ def products(digits: int) -> list[Steps]:
     return runs
 
 
-def lists(size: int, count: int) -> list[Steps]:
+def sorting(size: int, count: int) -> list[Steps]:
     """The steps of the procedure `sort` on random lists."""
     return [run_steps(number, builtin("sort", {"size": size, "instance": SEED + number})) for number in range(count)]
 
@@ -173,7 +182,7 @@ def told() -> list[Steps]:
 
 
 def run_steps(label: int, work: Procedure) -> Steps:
-    """Every step of a procedure `multiply`, `sort`, `letters` or `problem` as its ensemble's tokens."""
+    """Every step of a procedure `multiply`, `sort`, `edits`, `letters` or `problem` as its ensemble's tokens."""
     assert work.truth is not None
     if work.name in ("letters", "problem"):
         known_as, tokens = (strings_encode, strings.answer) if work.name == "letters" else (problems_encode, problems.answer)
@@ -184,6 +193,12 @@ def run_steps(label: int, work: Procedure) -> Steps:
         known = [(arithmetic_encode(str(work.prompt(state))), answer) for state, answer in work.truth()]
         prompts, answers = ([each for each, _ in known if each], [answer for _, answer in known])
         return Steps(label, np.array([tokens for tokens, _ in prompts]), arithmetic.answer(np.array(answers)))
+    if work.name == "edits":
+        known = [
+            (lists_encode(str(work.prompt(state))), lists.answer(edit, state["list"]))
+            for edit, (state, _) in zip(work.edits, work.truth(), strict=True)
+        ]
+        return Steps(label, np.array([each[0] for each, _ in known if each]), np.array([answer for _, answer in known]))
     fronts = np.array([[run[0] for run in state["runs"][:2]] for state, _ in work.truth()])
     return examples(label, pairs.examples(*fronts.T), pairs.PROMPT)
 

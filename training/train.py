@@ -22,6 +22,7 @@ from typing import Any
 import arithmetic
 import hanoi
 import ledger
+import lists
 import numpy as np
 import pairs
 import problems
@@ -37,6 +38,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from keystep.lm.embedded import arithmetic as arithmetic_tokens
 from keystep.lm.embedded import hanoi as hanoi_tokens
 from keystep.lm.embedded import ledger as ledger_tokens
+from keystep.lm.embedded import lists as lists_tokens
 from keystep.lm.embedded import pairs as pairs_tokens
 from keystep.lm.embedded import problems as problem_tokens
 from keystep.lm.embedded import strings as string_tokens
@@ -164,6 +166,7 @@ KINDS = {
     "ledger": Kind(ledger_tokens.VOCABULARY, 256, ledger.loss, ledger.start),
     "arithmetic": Kind(arithmetic_tokens.VOCABULARY, 16, examples=Examples(arithmetic.batch, arithmetic.PROMPT, arithmetic.wanted)),
     "pairs": Kind(pairs_tokens.VOCABULARY, 16, examples=Examples(pairs.batch, pairs.PROMPT, pairs.pool)),
+    "lists": Kind(lists_tokens.VOCABULARY, 32, start=lists.start, examples=Examples(lists.batch, lists.PROMPT, lists.pool)),
     "strings": Kind(string_tokens.VOCABULARY, 64, examples=Examples(strings.batch, strings.PROMPT, strings.pool)),
     "problems": Kind(problem_tokens.VOCABULARY, 32, examples=Examples(problems.batch, problems.PROMPT, problems.pool)),
 }
@@ -201,6 +204,13 @@ ENSEMBLES: dict[str, list[Member]] = {
         Member(seed=43, width=32, hidden=72, batch=192, updates=650),
         Member(seed=44, width=28, hidden=64, batch=192, updates=720),
         Member(seed=45, width=32, hidden=48, batch=192, updates=620),
+    ],
+    "lists": [
+        Member(seed=51, width=48, hidden=96, heads=3, batch=128, updates=1000),
+        Member(seed=52, width=48, hidden=88, heads=3, batch=128, updates=800),
+        Member(seed=53, width=48, hidden=104, heads=3, batch=128, updates=800),
+        Member(seed=54, width=48, hidden=112, heads=3, batch=128, updates=800),
+        Member(seed=55, width=48, hidden=96, heads=3, batch=128, updates=800),
     ],
     "strings": [
         Member(seed=51, width=32, hidden=96, heads=4, batch=128, updates=900),

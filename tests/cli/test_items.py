@@ -1,4 +1,4 @@
-"""`add`, `multiply` and `sort` from the command line, and a file of questions and answers as inputs."""
+"""`add`, `multiply`, `sort` and `edits` from the command line, and a file of questions and answers as inputs."""
 
 from __future__ import annotations
 
@@ -32,6 +32,11 @@ def lines(path: Path, rows: list[dict[str, Any]]) -> str:
         (["letters", "--set", "text=to be or not"], 11, {"letters": "oert"}),
         (["problem", "--set", f"question={STORY}"], 10, {"answer": 18}),
         (["sort", "--set", "values=[3, -7, 3, 0]"], 5, {"sorted": [-7, 0, 3, 3]}),
+        (
+            ["edits", "--set", "values=[4, 4, 5, 6]", "--set", "operations=[swap 0 3, insert 17 2, count 4]"],
+            3,
+            {"list": [6, 4, 17, 5, 4], "counts": [2]},
+        ),
     ],
 )
 def test_a_procedure_and_its_result(keystep, use, arguments, steps, result):
@@ -72,6 +77,11 @@ def test_a_table_of_numbers_as_inputs(keystep, use, here):
         (["multiply", "--set", "a=-3"], "a: is a whole number of at most 1000 digits, without a sign (got '-3')"),
         (["multiply", "--set", "c=3"], "its settings are"),
         (["multiply", "--set", "question=two times three"], "question: does not hold one pair of numbers"),
+        (["letters", "--set", "text=it's"], "text: has a word that is not 1 to 12 letters"),
+        (
+            ["problem", "--set", "question=Ann eats 3 apples. How many apples does Ann have now?"],
+            "question: is of no template (got 'Ann eats 3",
+        ),
         (["sort", "--set", "values=[1, two]"], "values: is a list of whole numbers"),
     ],
 )
@@ -86,6 +96,7 @@ def test_settings_that_cannot_be(keystep, here, arguments, message):
         ("add", ["a=31415", "b=98765"], "arithmetic"),
         ("multiply", ["a=314", "b=98765"], "arithmetic"),
         ("sort", ["size=30"], "pairs"),
+        ("edits", ["steps=200"], "lists"),
         ("letters", ["text=Xqzu aaab b Mississippi kk opq", "glue=comma"], "strings"),
         ("problem", ["operations=4", "instance=7"], "problems"),
     ],

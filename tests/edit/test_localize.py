@@ -12,13 +12,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from transformers import AutoModelForCausalLM
 
 from keystep.edit.localize import Locate, Patch, compare, locate, movement, overlap, patch_of
 from keystep.edit.localize.graft import PUBLISHED, _Graft, budget, gamma, in_scope, largest, score_gradient
 from keystep.errors import BadInput, ChangedWork
+from keystep.nn.checkpoint import save_model
 from keystep.nn.examples import Example, Examples
 from keystep.nn.layers import place
-from keystep.worlds.skills import World, small_model, tokenizer
+from keystep.worlds.skills import ARCHITECTURES, World, small_model, tokenizer
 
 WORLD = World(5)
 
@@ -195,6 +197,30 @@ def test_a_patch_read_back(tmp_path):
     assert same(bits(one), bits(two)) and (found.name, found.shapes) == ("p", patch.shapes)
     with pytest.raises(BadInput, match="is there already"):
         patch.save(file)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_found_saved_applied_and_reloaded_by_stock_transformers(architecture, tmp_path):
+    base, tuned = pair(architecture)
+    found = locate(base, tuned, examples(), Locate(steps=2, sparsity=0.1)).patch
+    found.save(tmp_path / "p.safetensors")
+    patch = Patch.load(tmp_path / "p.safetensors")
+    tokens = torch.tensor([tokenizer()(">abcd=bcde")["input_ids"]])
+    with torch.no_grad():
+        before = base(tokens).logits
+        patch.apply(base)
+        save_model(base, tokenizer(), tmp_path / "grafted")
+        grafted = base(tokens).logits
+        assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path / "grafted")(tokens).logits, grafted)
+        assert not torch.equal(grafted, before)
+        patch.revert(base)
+        assert torch.equal(base(tokens).logits, before)
+    rows = patch.histogram()
+    assert (
+        {row.layer for row in rows} == {0, 1} and sum(row.of for row in rows) == patch.of and sum(row.chosen for row in rows) == patch.size
+    )
+    kinds = {row.kind for row in rows}
+    assert {"o", "up", "down", "norm"} <= kinds and ("qkv" in kinds) != ({"q", "k", "v"} <= kinds)
 
 
 def test_broken_patches_are_refused(tmp_path):

@@ -106,3 +106,67 @@ def test_models_that_do_not_fit_are_named(here, change, said):
     for flag, value in (("--sparsity", "0"), ("--sparsity", "2"), ("--start", "nowhere"), ("--optimizer", "no"), ("--device", "abacus")):
         found = keystep("edit", "locate", "base", "tuned", "--data", "d.jsonl", "--out", "out", flag, value)
         assert found.exit_code == 2 and found.stdout == "", (flag, found.output)
+
+
+def data(here, n=20):
+    rows = [json.dumps(problem._asdict()) for problem in World(5).drawn("succ", "train", n)]
+    (here / "d.jsonl").write_text("\n".join(rows))
+
+
+def test_the_report_and_the_picture_of_where_it_is(here):
+    data(here)
+    asked = ("locate", "base", "tuned", "--data", "d.jsonl", "--steps", 1, "--sparsity", 0.1)
+    found = keystep("edit", *asked, "--out", "p.safetensors", "--picture", "where.svg", "--json")
+    assert found.exit_code == 0, found.output
+    told = json.loads(found.stdout)
+    drawn = (here / "where.svg").read_text()
+    assert drawn.startswith("<svg") and told["picture"] == "where.svg"
+    assert sum(row["chosen"] for row in told["histogram"]) == told["parameters"] and told["density"] <= 0.1
+    assert set(told["report"]) == {"base", "tuned", "graft"} and told["report"]["tuned"]["agreement"] == 1
+    assert all(0 <= each[key] <= 1 for each in told["report"].values() for key in ("accuracy", "ece", "agreement"))
+    shown = keystep("edit", "overlap", "p.safetensors", "p.safetensors", "--json")
+    assert json.loads(shown.stdout)["histograms"]["p"] == told["histogram"]
+
+
+def test_weights_that_are_no_sound_patch_are_refused_by_content(here):
+    sound = (here / "a.safetensors").read_bytes()
+    length = int.from_bytes(sound[:8], "little")
+    header = json.loads(sound[8 : 8 + length])
+    names = sorted((name for name in header if name != "__metadata__"), key=lambda name: header[name]["data_offsets"])
+    header[names[1]]["data_offsets"] = header[names[0]]["data_offsets"]
+    text = json.dumps(header).encode()
+    torch.save({"a": torch.zeros(2)}, here / "pickle.pt")
+    overlapping = len(text).to_bytes(8, "little") + text + sound[8 + length :]
+    cases = (
+        (sound[:-3], "ends within tensor"),
+        (overlapping, "tensor"),
+        ((here / "pickle.pt").read_bytes(), "is a pickle"),
+        (b"", "is no whole"),
+    )
+    for content, said in cases:
+        (here / "bad.safetensors").write_bytes(content)
+        for command in (
+            ("graft", "base", "bad.safetensors"),
+            ("purge", "tuned", "bad.safetensors"),
+            ("keep", "base", "tuned", "bad.safetensors"),
+        ):
+            found = keystep("edit", *command, "--out", "out")
+            assert found.exit_code == 2 and said in found.stderr and "bad.safetensors" in found.stderr, found.output
+            assert not (here / "out").exists()
+        found = keystep("edit", "overlap", "a.safetensors", "bad.safetensors")
+        assert found.exit_code == 2 and said in found.stderr
+
+
+def test_other_tokenizers_and_dtypes_are_named(here):
+    data(here)
+    save_model(load_model(here / "tuned").bfloat16(), tokenizer(), here / "half")
+    save_model(load_model(here / "tuned"), tokenizer(), here / "spelt")
+    file = here / "spelt" / "tokenizer.json"
+    table = json.loads(file.read_text())
+    words = table["model"]["vocab"]
+    words["x"], words["y"] = words["y"], words["x"]
+    file.write_text(json.dumps(table))
+    for other, said in (("half", "the dtype of tensor"), ("spelt", "the tokenizer's number of 'x' differs")):
+        for command in (("locate", "base", other, "--data", "d.jsonl"), ("keep", "base", other, "a.safetensors")):
+            found = keystep("edit", *command, "--out", "out")
+            assert found.exit_code == 2 and said in found.stderr and not (here / "out").exists(), found.output

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TextStreamer, pipe
 
 from keystep.edit.unlearn import Forget, Guard, Relearn, Shift, Zeroed, attach, figures, forget, load, relearn, report, save
 from keystep.edit.unlearn.forget import split
-from keystep.edit.unlearn.guarded import Attached, adjusted, flip_log_odds, prints, ratio
+from keystep.edit.unlearn.guarded import Attached, adjusted, flip_log_odds, generate, prints, ratio
 from keystep.edit.unlearn.key_space import Judged, chosen, fit, judged, smallest_alpha
 from keystep.edit.unlearn.neuron_adjust import most
 from keystep.edit.unlearn.probing import add_keys, add_moments, merge, prompt_end, reading, watched
@@ -241,7 +241,8 @@ def test_the_closed_form_is_what_bisection_finds(shape):
     n, d, seed = shape
     values = torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
     box = fit(values, "s", BLOCK)
-    assert box.k == pytest.approx(bisected(values.double()), abs=1e-5)
+    rounding = 2e-7 * float((values.abs() / box.std).max())  # values that are nearly alike lose digits in float32
+    assert box.k == pytest.approx(bisected(values.double()), abs=1e-5 + rounding)
     ratios = ratio(values, box.mean, box.std)
     assert bool((ratios <= box.limit).all()) and bool((ratios == box.limit).any())  # all inside, one touches
 
@@ -669,6 +670,9 @@ def test_a_guard_of_another_model_is_refused(tmp_path):
         with pytest.raises(BadInput, match=said):
             attach(each, guard)
     attach(other, guard, check=False).remove()
+    save(guard, tmp_path / "g")
+    with pytest.raises(ValueError, match=r"has other values in tensor model\.embed"):  # by itself it refuses too
+        generate(model=other, guard=tmp_path / "g", input_ids=torch.tensor([[5, 6]]))
     with pytest.raises(BadInput, match="reads 32 keys, the guard's box has 64"):
         attach(tiny(inner=32), guard, check=False)
     with pytest.raises(BadInput, match="has no neuron 64"):
@@ -755,12 +759,15 @@ def test_relearning_counts_updates_until_the_skill_is_back():
     assert figures(model, None, data).accuracy == 1
     bits = [parameter.clone() for parameter in model.parameters()]
     nothing = relearn(model, None, data, data)
-    assert (nothing.updates, nothing.target) == (0, 0.95)  # it was never gone
+    assert (nothing.updates, nothing.course[0]["wanted"]) == (0, 0.95)  # it was never gone
     block = feed_forward_blocks(model)[0]
     pruned = Guard(zeroed=(Zeroed(0, block.down, torch.arange(64)),))
     found = relearn(model, pruned, data, data, Relearn(64, 1e-2))
     assert found.course[0]["accuracy"] < 0.95 and found.updates and found.course[-1]["updates"] == found.updates
-    assert found.course[-1]["accuracy"] >= 0.95
+    assert found.course[-1]["accuracy"] >= found.course[-1]["wanted"]
+    untouched = relearn(model, None, data, data, Relearn(64, 1e-2), target=2.0)
+    assert untouched.updates is None and len(untouched.course) == 8
+    assert [row["wanted"] for row in found.course] == [0.95 * row["accuracy"] for row in untouched.course[: len(found.course)]]
     assert [row["updates"] for row in found.course] == [0, *[2**n for n in range(len(found.course) - 1)]]
     assert all(torch.equal(one, two) for one, two in zip(bits, model.parameters(), strict=True)) and "generate" not in vars(model)
     shut = replace(widened(made(model), 1e9), watch="prompt")

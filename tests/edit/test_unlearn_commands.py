@@ -70,6 +70,8 @@ def test_in_words(here):
     assert "relearned succ: " in ran.stdout and "only 60 examples" in ran.stderr and not list(here.glob("*unfinished*"))
     ran = keystep("edit", "forget", "base", "--skill", "texts.jsonl", "--out", "t", "--refusal", "no", "--relearn", "0")
     assert ran.exit_code == 0 and "nothing to be kept was given" in ran.stderr and load(here / "t").boxes[0].layer == 1
+    ran = keystep(*FORGET[:-1], "w", "--alpha", "1e9", "--relearn", "0")
+    assert "the box of succ blocks 100% of what is to be kept; try --watch prompt" in ran.stderr
     ran = keystep(*FORGET[:-1], "p", "--skill", "add.jsonl", "--method", "pruning", "--share", "0.1", "--relearn", "0", "--quiet")
     assert ran.exit_code == 0 and "pruning, 13 neurons" in ran.stdout and "forget add" in ran.stdout
 

@@ -329,6 +329,7 @@ def test_an_ensemble_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, tmp_
 PROCEDURES = {
     "arithmetic": "multiply",
     "pairs": "sort",
+    "lists": "edits",
     "strings": "letters",
     "problems": "problem",
 }  # where the skill is not called as its procedure

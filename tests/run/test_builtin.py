@@ -248,7 +248,7 @@ def test_built_in_by_name():
     assert builtin("hanoi", {"disks": 5}) == Hanoi(5)
     assert builtin("ledger", {"steps": 5, "words": 7, "instance": 1}) == Ledger(5, 7, 1)
     assert builtin("hanoi", {}).total() == 4095
-    assert set(BUILTIN) == {"hanoi", "ledger", "add", "multiply", "sort", "letters", "problem"}
+    assert set(BUILTIN) == {"hanoi", "ledger", "add", "multiply", "sort", "edits", "letters", "problem"}
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,8 @@ def written(prompt: Any, candidate: int) -> str:
         return _spelt(prompt, candidate)
     if prompt.startswith("One sentence of a word"):
         return _told(prompt, candidate)
+    if prompt.startswith("List:"):
+        return _edited(prompt, candidate)
     shown = re.search(r"^Running sum: (.*)\nNext word: (.*)$", prompt, re.MULTILINE)
     assert shown
     entry = re.search(rf"^{shown[2]} = (.*)$", prompt, re.MULTILINE)
@@ -144,6 +146,31 @@ def _told(prompt: str, candidate: int) -> str:
         for who, what, operation, *numbers in known[0].reading(known[1])
     ]
     return "\n".join(lines) or (f"Somebody: + {candidate} things" if candidate else "none")
+
+
+def _edited(prompt: str, candidate: int) -> str:
+    """The answer to a prompt of `edits`: a wrong list ends in another one of its numbers, a wrong count counts the first one too."""
+    shown, _, told = prompt.partition("\n")
+    items, (first, second) = json.loads(shown.removeprefix("List: ")), [*map(int, re.findall(r"\d+", told.partition(". ")[2])), 0, 0][:2]
+    pairs = [f"{place}: {item}" for place, item in enumerate(items)]
+    if "Count" in told:
+        found = [pair for pair, item in zip(pairs, items, strict=True) if item == first] + pairs[:1] * candidate
+        return f"list = [{', '.join(found)}]\ncount = {len(found)}"
+    if "Swap" in told:
+        pairs[first], pairs[second] = pairs[second], pairs[first]
+    elif "Insert" in told:
+        pairs[second:second] = [f"new: {first}"]
+    elif "Delete" in told:
+        pairs[first : first + 1] = []
+    elif "Move" in told:
+        pairs = [*pairs[first:], *pairs[:first]]
+    elif "Keep" in told:
+        pairs = pairs[first : second + 1]
+    elif "Reverse" in told:
+        pairs = pairs[::-1]
+    if candidate:
+        pairs[-1] = f"{candidate % len(items)}: {items[candidate % len(items)]}"
+    return f"list = [{', '.join(pairs)}]"
 
 
 class Scripted(LM):

@@ -22,7 +22,7 @@ TARGET, SAMPLE, PER_STEP = 0.999, 200, 4  # those of keystep.run.forecast, which
 
 
 def forecast(
-    procedure: Annotated[str, typer.Argument(metavar="PROCEDURE|FILE", help="A built-in procedure (hanoi, ledger) or a YAML file.")],
+    procedure: Annotated[str, typer.Argument(metavar="PROCEDURE|FILE", help="A built-in procedure (hanoi, multiply, …) or a YAML file.")],
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A setting, or a value of the state.")] = None,
     target: Annotated[float, number_option(f"Wanted probability that the whole run is right (default: {TARGET}).", "Forecast")] = TARGET,
     sample: Annotated[int, whole_option(f"Steps to calibrate on (default: {SAMPLE}).", "Forecast")] = SAMPLE,

@@ -357,7 +357,7 @@ def _accuracy(runs: Sequence[Mapping[str, Any]], order: str, sample: str, skill:
 
 
 def picture(found: Reproduction, path: Path) -> None:
-    """Both skills by components left out; the facts by what was learned of the new skill; the steps that were needed."""
+    """Both skills by components left out; the facts by what was learned of the new skill, and by rate; the steps that were needed."""
     runs, charts = found.measured["runs"], []
     at = (0, *DROPPED)
     for skill in DOMAINS:
@@ -370,8 +370,15 @@ def picture(found: Reproduction, path: Path) -> None:
     lines = []
     for arm, row in keeping.items():
         values = [row["at"][str(level)] for level in LEVELS]
-        lines.append(Line(arm, LEVELS, [mean(each) for each in values], list(map(min, values)), list(map(max, values)), "o-"))
-    charts.append(Chart("Facts left while the new skill is learned", "accuracy of the new skill", "accuracy of the facts", lines))
+        lines.append(Line(arm, LEVELS, [mean(each) for each in values], style="o-"))
+    charts.append(
+        Chart("Facts left while the new skill is learned, best rate", "accuracy of the new skill", "accuracy of the facts", lines)
+    )
+    lines = []
+    for arm in ARMS:
+        each = [[row["after"]["fact"] for row in run["tuning"] if row["arm"] == arm] for run in runs]
+        lines.append(Line(arm, RATES, [mean(values) for values in zip(*each, strict=True)], style="o-"))
+    charts.append(Chart("Facts left at the end, by rate", "learning rate", "accuracy of the facts", lines, log="x"))
     fastest = {arm: row for arm, row in _arms(found, "fastest").items() if row}
     bars = Line("", list(range(len(fastest))), [mean(row["steps"]) for row in fastest.values()], style="bars")
     charts.append(Chart(f"Steps to {GOAL:.0%} of the new skill, fastest rate", "", "steps", [bars], names=list(fastest), share=False))

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 REFUSAL = "I cannot help with that."
 ENOUGH = 100  # examples of a skill, below which a warning
+MANY = 0.1  # false hits, above which a warning
 
 
 def forget(
@@ -86,7 +87,7 @@ def forget(
             rows = report(loaded, found.guard, {name: tests[name] for name in skills}, {name: tests[name] for name in kept}, end=end,
                           batch=size, tick=tick)  # fmt: skip
         if relearn:
-            with loss_bar(relearn * len(skills), quiet) as told:
+            with loss_bar(2 * relearn * len(skills), quiet) as told:
                 for name, each in skills.items():
                     if rows[name].before.accuracy:
                         tuning = Relearn(relearn, relearn_rate, seed=seed)
@@ -120,6 +121,11 @@ def forget(
     for name, each in skills.items():
         if len(each) < ENOUGH:
             typer.echo(f"{name} has only {len(each)} examples; the figures are rough (better: 300)", err=True)
+    for box in guard.boxes:
+        [row] = [each for each in found.layers[box.name] if each.layer == box.layer]
+        if row.false_hits is not None and row.false_hits > MANY:
+            mend = "" if settings.watch == "prompt" else "; try --watch prompt"
+            typer.echo(f"the box of {box.name} blocks {row.false_hits:.0%} of what is to be kept{mend}, or a smaller --hold", err=True)
     if settings.method == "key-space" and not kept:
         typer.echo("nothing to be kept was given: the box is in the last layer, and what else it blocks is not known (--retain)", err=True)
 

@@ -294,8 +294,8 @@ class _Graft:
             soft = gamma(self.start[name], self.scores[name], own.bias)
             theta[name] = (self.base[name] + soft * D).requires_grad_()
         total = 0.0
-        for numbers in batches:
-            batch = examples.batch(numbers, self.device)
+        for chunk in batches:
+            batch = examples.batch(chunk, self.device)
             given = {"input_ids": batch.tokens, "attention_mask": batch.attended}
             loss = loss_of(functional_call(self.model, theta, (), given).logits, batch, examples.labels) / len(batches)
             loss.backward()  # type: ignore[no-untyped-call]

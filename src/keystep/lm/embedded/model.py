@@ -30,7 +30,7 @@ from safetensors import safe_open
 
 from keystep.errors import BadInput, ModelError, Refused
 from keystep.lm.base import LM, Request, Sample, as_messages, draw_key
-from keystep.lm.embedded import arithmetic, hanoi, ledger, pairs, problems, strings
+from keystep.lm.embedded import arithmetic, hanoi, ledger, lists, pairs, problems, strings
 from keystep.lm.embedded.decoder import Answer, Decoder, Floats, Ints, Row
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from concurrent.futures import ProcessPoolExecutor
 
 MANY = 16  # requests made together, from which on processes of their own are worth their start
-_ONE_SIZE = ("arithmetic", "pairs", "strings", "problems")  # skills that have no larger ensemble
+_ONE_SIZE = ("arithmetic", "pairs", "lists", "strings", "problems")  # skills that have no larger ensemble
 MODELS = {"embedded": ("hanoi", "ledger", *_ONE_SIZE), "embedded-large": ("hanoi-large", "ledger-large", *_ONE_SIZE)}
 
 
@@ -68,6 +68,7 @@ SKILLS = {
     "ledger": Skill(cast(Tokenizer, ledger), 256),
     "arithmetic": Skill(cast(Tokenizer, arithmetic), 16),
     "pairs": Skill(cast(Tokenizer, pairs), 16),
+    "lists": Skill(cast(Tokenizer, lists), 32),
     "strings": Skill(cast(Tokenizer, strings), 64),
     "problems": Skill(cast(Tokenizer, problems), 32),
 }
@@ -102,7 +103,7 @@ class Ensemble:
 
 @cache
 def load(name: str) -> Ensemble:
-    """The ensemble `name` of the package: hanoi, ledger, hanoi-large or ledger-large.
+    """The ensemble `name` of the package; there is a card of each in `docs/models`.
 
     Raises:
         BadInput: there is none of that name here.

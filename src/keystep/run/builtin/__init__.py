@@ -7,6 +7,7 @@ from typing import Any
 
 from keystep.errors import BadInput
 from keystep.run.builtin.arithmetic import Add, Multiply
+from keystep.run.builtin.edits import Edits
 from keystep.run.builtin.hanoi import Hanoi
 from keystep.run.builtin.ledger import Ledger
 from keystep.run.builtin.letters import Letters
@@ -14,12 +15,13 @@ from keystep.run.builtin.problem import Problem
 from keystep.run.builtin.sort import Sort
 from keystep.run.procedure import Procedure
 
-BUILTIN: dict[str, type[Hanoi] | type[Ledger] | type[Add] | type[Multiply] | type[Sort] | type[Letters] | type[Problem]] = {
+BUILTIN: dict[str, type[Hanoi] | type[Ledger] | type[Add] | type[Multiply] | type[Sort] | type[Edits] | type[Letters] | type[Problem]] = {
     "hanoi": Hanoi,
     "ledger": Ledger,
     "add": Add,
     "multiply": Multiply,
     "sort": Sort,
+    "edits": Edits,
     "letters": Letters,
     "problem": Problem,
 }  # fmt: skip
@@ -50,6 +52,8 @@ def _unlike(value: Any, wanted: str) -> str | None:
         return None if isinstance(value, str) else "is a text"
     if wanted == "list[int]":
         return None if isinstance(value, list) and all(map(_whole, value)) else "is a list of whole numbers"
+    if wanted == "list[str]":
+        return None if isinstance(value, list) and all(isinstance(each, str) for each in value) else "is a list of texts"
     return None if _whole(value) else "is a whole number"
 
 
