@@ -143,14 +143,8 @@ class Examples:
 
     def batch(self, which: Iterable[int], device: Any = None) -> Batch:
         rows = [self.rows[number] for number in which]
-        length = max(len(row.tokens) for row in rows)
-        tokens = torch.full((len(rows), length), self.padding)
-        attended, counted = torch.zeros_like(tokens), torch.zeros(len(rows), length - 1, dtype=torch.bool)
-        for number, row in enumerate(rows):
-            end = len(row.tokens)
-            tokens[number, :end] = torch.tensor(row.tokens)
-            attended[number, :end] = 1
-            counted[number, row.start - 1 : end - 1] = True
+        tokens, attended = padded([row.tokens for row in rows], self.padding)
+        counted = from_start(attended, [row.start for row in rows])
         return Batch(tokens.to(device), attended.to(device), counted.to(device))
 
     def some(self, which: Sequence[int]) -> Examples:
@@ -183,16 +177,26 @@ def _labels(tokenizer: Any, labels: set[str]) -> dict[str, int]:
     return found
 
 
+def padded(rows: Sequence[Sequence[int]], padding: int = 0) -> tuple[Tensor, Tensor]:
+    """Rows of tokens right-padded to the longest, and 1 where they are no padding; both [rows, length]."""
+    tokens = torch.full((len(rows), max(map(len, rows))), padding)
+    attended = torch.zeros_like(tokens)
+    for number, row in enumerate(rows):
+        tokens[number, : len(row)] = torch.tensor(row)
+        attended[number, : len(row)] = 1
+    return tokens, attended
+
+
+def from_start(attended: Tensor, starts: Sequence[int]) -> Tensor:
+    """True at t where token t + 1 is no padding and not before its row's start: [rows, length - 1], over what position t foretells."""
+    places = torch.arange(1, attended.shape[1])
+    return (places >= torch.tensor(starts)[:, None]) & attended[:, 1:].bool()
+
+
 def batches(rows: Sequence[Sequence[int]], size: int, *, padding: int = 0, device: Any = None) -> list[dict[str, Tensor]]:
     """Rows of tokens as right-padded batches, the arguments of a model: `input_ids` and `attention_mask` [size, length]."""
-    found = []
-    for at in range(0, len(rows), size):
-        chunk = rows[at : at + size]
-        length = max(map(len, chunk))
-        tokens = torch.tensor([[*row, *[padding] * (length - len(row))] for row in chunk])
-        mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in chunk])
-        found.append({"input_ids": tokens.to(device), "attention_mask": mask.to(device)})
-    return found
+    chunks = [padded(rows[at : at + size], padding) for at in range(0, len(rows), size)]
+    return [{"input_ids": tokens.to(device), "attention_mask": attended.to(device)} for tokens, attended in chunks]
 
 
 Forward = Callable[..., Any]  # a model, or a functional call of one: tokens and attended in, logits out

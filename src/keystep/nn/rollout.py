@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from keystep.nn.examples import from_start, padded
 from keystep.nn.policy_gradient import log_probabilities
 
 
@@ -28,14 +29,8 @@ class Rows:
 
 def rows(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], device: Any = None) -> Rows:
     """Prompts (each of at least one token) and their answers as tensors."""
-    length = max(len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True))
-    tokens = torch.zeros(len(prompts), length, dtype=torch.long)
-    attended, chosen = torch.zeros_like(tokens), torch.zeros(len(prompts), length - 1, dtype=torch.bool)
-    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-        end = len(prompt) + len(answer)
-        tokens[row, :end] = torch.tensor([*prompt, *answer])
-        attended[row, :end] = 1
-        chosen[row, len(prompt) - 1 : end - 1] = True
+    tokens, attended = padded([[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)])
+    chosen = from_start(attended, [len(prompt) for prompt in prompts])
     return Rows(tokens.to(device), attended.to(device), chosen.to(device))
 
 

@@ -312,6 +312,8 @@ def tables(found: Reproduction) -> str:
          "old skills left": _mean([run["continual"]["old_skills"][left] for run in runs])}
         for way, left in (("tuned", "tuned"), ("all grafts", "all grafts"), ("its own grafts", "no graft"))
     ]  # fmt: skip
+    fresh = {skill: _mean([run["continual"]["fresh"]["tuned"][skill] for run in runs]) for skill in TASKS}
+    continual.insert(0, {"model": "each when it had just been tuned", **fresh, "old skills left": "–"})
     heads = (
         "Accuracy kept, of the tuned model's", "By width", f"{NOISE:.0%} wrong answers in the tuning data",
         f"Two skills: overlap {_mean(measured['overlap'])}, by chance {_mean([run['two']['by_chance'] for run in runs])}",

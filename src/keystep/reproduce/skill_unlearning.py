@@ -34,6 +34,7 @@ USED, VALIDATION, TEST, BATCH = 600, 1 / 6, 1 / 2, 128  # examples of a skill, a
 REFUSAL, END = (5, 6), 1
 TAKEN, LEFT = 0.8, 0.1  # the paper's criterion: more than so much of the skill goes, less of every other one
 AGAIN, NEVER_KNOWN, RATE, UPDATES = ("rev", "add"), "succ", 1e-3, 128  # the relearning probe
+BACK = 0.95  # of the untouched model's accuracy
 AT = 0.1  # size of the guards that are relearned
 SETTINGS_TRIED = [
     "the sheet's pilot: one base, forget add; box in layers 0 and 1 at α 1 and 2, Neuron Adjust and zeroing at 0.5, 3, 10 %",
@@ -42,8 +43,8 @@ SETTINGS_TRIED = [
     "to see that it runs: seed 0 with bases trained for 300 steps, which know little yet (others lose up to everything)",
     "the setting reported",
     "after that run (439 s of processor time, training the bases included; here they come from the cache), for comparison and no part of "
-    "the verdict: boxes that are looked at after the prompt only (prompt_only), and add relearned beside rev, of which the changed neurons "
-    "had taken nothing",
+    "the verdict: boxes that are looked at after the prompt only (prompt_only); add relearned beside rev, of which the changed neurons had "
+    "taken nothing; and the untouched model tuned alike, as add gets worse with many updates on 167 examples",
 ]
 Drops = dict[str, float]
 
@@ -197,15 +198,15 @@ def _relearned(world: _World, base_world: Any) -> dict[str, Any]:
     """Updates until a skill is back, by guard, beside a skill that the base never knew."""
     from keystep.edit.unlearn import Relearn, relearn
 
-    settings, found = Relearn(UPDATES, RATE, batch=64, seed=world.seed), {}
+    settings, found = Relearn(UPDATES, RATE, batch=64, back=BACK, seed=world.seed), {}
     for skill in AGAIN:
         train, test = world.parts["probe"][skill], world.parts["test"][skill]
         for method in ("key-space", "neuron-adjust", "pruning"):
             guard = world.made(skill, method=method, share=AT).guard
             found[f"{skill}, {method}"] = relearn(world.model, guard, train, test, settings, end=END, batch=BATCH)
     new, asked = (examples(base_world.drawn(NEVER_KNOWN, split, size)) for split, size in (("train", 200), ("test", 300)))
-    found[f"{NEVER_KNOWN}, never known"] = relearn(world.model, None, new, asked, settings, target=settings.back, end=END, batch=BATCH)
-    return {name: {"updates": each.updates, "target": round(each.target, 4), "course": each.course} for name, each in found.items()}
+    found[f"{NEVER_KNOWN}, never known"] = relearn(world.model, None, new, asked, settings, target=BACK, end=END, batch=BATCH)
+    return {name: {"updates": each.updates, "course": each.course} for name, each in found.items()}
 
 
 def main(seeds: int = 3, progress: Progress | None = None) -> Reproduction:
@@ -307,7 +308,7 @@ def _report(runs: Sequence[dict[str, Any]], seconds: float, cpu: float) -> Repro
         setting={
             "base": repr(BASE), "worded": repr(WORDED), "examples": USED, "validation": round(VALIDATION, 4), "test": TEST, "sizes": SIZES,
             "parts": PARTS, "hold": 0.95, "criterion": {"taken": TAKEN, "left": LEFT},
-            "relearning": {"skill": AGAIN, "never known": NEVER_KNOWN, "rate": RATE, "most updates": UPDATES, "share": AT},
+            "relearning": {"skill": AGAIN, "never known": NEVER_KNOWN, "rate": RATE, "most updates": UPDATES, "back": BACK, "share": AT},
         },
         baseline={"neuron-adjust": sized["neuron-adjust"], "pruning": sized["pruning"], "random": sized["random"], "tuned": tuned,
                   "neuron-adjust_affordable": round(mean(affordable), 4)},
@@ -367,10 +368,11 @@ def picture(found: Reproduction, path: Path) -> None:
     words = measured["worded"]
     bars = [Line("", list(range(len(words))), list(words.values()), style="bars")]
     again = []
-    for name in runs[0]["relearned"]:
-        course = [row for run in runs for row in run["relearned"][name]["course"]]
-        updates = sorted({row["updates"] for row in course})
-        values = [mean(_accuracy_after(run["relearned"][name]["course"], n) for run in runs) for n in updates]
+    courses = {name: [run["relearned"][name]["course"] for run in runs] for name in runs[0]["relearned"]}
+    courses["add, untouched"] = [[{**row, "accuracy": row["wanted"] / BACK} for row in course] for course in courses["add, key-space"]]
+    for name, each in courses.items():
+        updates = sorted({row["updates"] for course in each for row in course})
+        values = [mean(_accuracy_after(course, n) for course in each) for n in updates]
         again.append(Line(name, [max(n, 0.5) for n in updates], values, style="o-" if name.startswith(AGAIN[0]) else "s--"))
     save(
         [

@@ -87,7 +87,7 @@ def forget(
             rows = report(loaded, found.guard, {name: tests[name] for name in skills}, {name: tests[name] for name in kept}, end=end,
                           batch=size, tick=tick)  # fmt: skip
         if relearn:
-            with loss_bar(relearn * len(skills), quiet) as told:
+            with loss_bar(2 * relearn * len(skills), quiet) as told:
                 for name, each in skills.items():
                     if rows[name].before.accuracy:
                         tuning = Relearn(relearn, relearn_rate, seed=seed)

@@ -2,7 +2,7 @@
 
 Everything is measured with the right answers given (teacher forcing): an example is right where greedy decoding gives its answer and no
 token on the way comes into a box, which is just what `generate` would do. The relearning probe tunes a copy of the model on examples of
-the skill, guard in place, and counts the updates until the model is nearly as right as it was without the guard: what was hidden is
+the skill, guard in place, and counts the updates until it is nearly as right as the untouched model, tuned alike: what was hidden is
 back soon, what was unlearned takes as long as learning it. (Who can take the guard out needs none.)
 """
 
@@ -108,7 +108,7 @@ def report(
 
 @dataclass(frozen=True, slots=True)
 class Relearn:
-    """AdamW at a constant rate. Back is a skill at `back` of the accuracy that the model had without the guard."""
+    """AdamW at a constant rate. Back is a skill at `back` of the accuracy that the untouched model has after as many updates."""
 
     updates: int = 32
     rate: float = 1e-4
@@ -120,40 +120,58 @@ class Relearn:
 @dataclass(frozen=True, slots=True)
 class Relearned:
     """`updates` is the first of the `course` at which the skill was back, None where it was not; `course` has accuracy and abstention after
-    so many updates."""
+    so many updates, and the accuracy that was `wanted` there."""
 
     updates: int | None
-    target: float
     course: list[dict[str, float]]
+
+
+Stop = Callable[[int, Figures], bool]
 
 
 def relearn(
     model: Any, guard: Guard | None, train: Examples, test: Examples, settings: Relearn | None = None, *, target: float | None = None,
     end: int | None = None, batch: int = 32, tick: Callable[[float], object] | None = None,
 ) -> Relearned:  # fmt: skip
-    """Tune a copy of the model on `train`, guard in place, and look at `test` after 0, 1, 2, 4, 8, … updates, until the skill is back.
+    """Tune a copy of the model on `train`, guard in place, and look at `test` after 0, 1, 2, 4, 8, … updates, until the skill is back. A
+    copy without the guard is tuned alike before, as few examples can also do harm.
 
     Args:
-        target: an accuracy; None takes `settings.back` of the model's without the guard.
+        target: an accuracy that is wanted instead of `settings.back` of that copy's.
         tick: called with the loss after every update.
 
     Raises:
         BadInput: the model has no right answer even without the guard; the rate is too large.
     """
     chosen = settings or Relearn()
-    wanted = chosen.back * figures(model, None, test, batch=batch).accuracy if target is None else target
-    if wanted <= 0:
+    before = figures(model, None, test, batch=batch).accuracy
+    if target is None and not before:
         raise BadInput("has no right answer on the skill even without the guard", field="model", mend="leave the relearning probe out")
-    tuned = copy.deepcopy(model)
+    wanted = {0: chosen.back * before if target is None else target}
     course: list[dict[str, float]] = []
 
-    def look(updates: int) -> bool:
-        found = figures(tuned, guard, test, end=end, batch=batch, check=False)
-        course.append({"updates": updates, "accuracy": found.accuracy, "abstains": found.abstains})
-        return found.accuracy >= wanted
+    def back(updates: int, found: Figures) -> bool:
+        goal = wanted.get(updates, wanted[0])
+        course.append({"updates": updates, "accuracy": found.accuracy, "abstains": found.abstains, "wanted": goal})
+        return found.accuracy >= goal
 
-    if look(0):
-        return Relearned(0, wanted, course)
+    def untouched(updates: int, found: Figures) -> bool:
+        wanted[updates] = chosen.back * found.accuracy
+        return False
+
+    if back(0, figures(model, guard, test, end=end, batch=batch, check=False)):
+        return Relearned(0, course)
+    if target is None:
+        _tune(model, None, train, test, chosen, untouched, end, batch, tick)
+    return Relearned(_tune(model, guard, train, test, chosen, back, end, batch, tick), course)
+
+
+def _tune(
+    model: Any, guard: Guard | None, train: Examples, test: Examples, settings: Relearn, stop: Stop, end: int | None, batch: int,
+    tick: Callable[[float], object] | None,
+) -> int | None:  # fmt: skip
+    """Tunes a copy; gives the number of updates at which `stop`, asked after 1, 2, 4, 8, … and the last, said so."""
+    tuned = copy.deepcopy(model)
     attached = [attach(tuned, guard or Guard(), check=False)]
     done = 0
 
@@ -162,20 +180,20 @@ def relearn(
         done += 1
         if tick is not None:
             tick(loss)
-        if done & (done - 1) == 0 or done == chosen.updates:
+        if done & (done - 1) == 0 or done == settings.updates:
             attached.pop().remove()
             tuned.eval()
-            if look(done):
+            if stop(done, figures(tuned, guard, test, end=end, batch=batch, check=False)):
                 raise _Back
             tuned.train()
             attached.append(attach(tuned, guard or Guard(), check=False))
 
-    rates = Fit(chosen.updates, chosen.rate, batch=chosen.batch, floor=1.0, seed=chosen.seed)
+    rates = Fit(settings.updates, settings.rate, batch=settings.batch, floor=1.0, seed=settings.seed)
     try:
-        fit(tuned, shuffled(train, chosen.batch, chosen.seed, tuned.device), rates, labels=train.labels, tick=count)
+        fit(tuned, shuffled(train, settings.batch, settings.seed, tuned.device), rates, labels=train.labels, tick=count)
     except _Back:
-        return Relearned(done, wanted, course)
-    return Relearned(None, wanted, course)
+        return done
+    return None
 
 
 class _Back(Exception):
