@@ -50,7 +50,7 @@ docs: .venv/dev
 
 # Trains the shipped models from scratch; docs/models/ tells how long each takes.
 train: .venv/dev
-	for name in hanoi ledger arithmetic pairs strings problems hanoi-large ledger-large; do \
+	for name in hanoi ledger arithmetic pairs lists strings problems hanoi-large ledger-large; do \
 	  $(BIN)/python training/train.py $$name && $(BIN)/python training/card.py $$name || exit 1; done
 
 clean:

@@ -96,7 +96,7 @@ def test_settings_that_cannot_be(keystep, here, arguments, message):
         ("add", ["a=31415", "b=98765"], "arithmetic"),
         ("multiply", ["a=314", "b=98765"], "arithmetic"),
         ("sort", ["size=30"], "pairs"),
-        ("edits", ["steps=200"], "lists"),
+        ("edits", ["values=[3, 14, 15, 92, 65]", "operations=[rotate 2, insert 35 1, reverse, delete 4, extract 1 3]"], "lists"),
         ("letters", ["text=Xqzu aaab b Mississippi kk opq", "glue=comma"], "strings"),
         ("problem", ["operations=4", "instance=7"], "problems"),
     ],
