@@ -745,7 +745,7 @@ def test_the_report_tells_before_and_after():
     assert figures(model, widened(wide, 0.0), data, end=END) == figures(model, None, data)
 
 
-def learned(steps=150):
+def learned(steps=80):
     """A model that knows four answers."""
     from keystep.nn.fit import Fit, fit, shuffled
 
@@ -762,11 +762,11 @@ def test_relearning_counts_updates_until_the_skill_is_back():
     assert (nothing.updates, nothing.course[0]["wanted"]) == (0, 0.95)  # it was never gone
     block = feed_forward_blocks(model)[0]
     pruned = Guard(zeroed=(Zeroed(0, block.down, torch.arange(64)),))
-    found = relearn(model, pruned, data, data, Relearn(64, 1e-2))
+    found = relearn(model, pruned, data, data, Relearn(32, 1e-2))
     assert found.course[0]["accuracy"] < 0.95 and found.updates and found.course[-1]["updates"] == found.updates
     assert found.course[-1]["accuracy"] >= found.course[-1]["wanted"]
-    untouched = relearn(model, None, data, data, Relearn(64, 1e-2), target=2.0)
-    assert untouched.updates is None and len(untouched.course) == 8
+    untouched = relearn(model, None, data, data, Relearn(32, 1e-2), target=2.0)
+    assert untouched.updates is None and len(untouched.course) == 7
     assert [row["wanted"] for row in found.course] == [0.95 * row["accuracy"] for row in untouched.course[: len(found.course)]]
     assert [row["updates"] for row in found.course] == [0, *[2**n for n in range(len(found.course) - 1)]]
     assert all(torch.equal(one, two) for one, two in zip(bits, model.parameters(), strict=True)) and "generate" not in vars(model)
