@@ -1,7 +1,7 @@
 """Training examples for the embedded list steps, in the tokens of `keystep.lm.embedded.lists`.
 
-Operations that are harder to learn are drawn more often, all lengths equally often. In every other list there are few different numbers,
-and so always where they are counted; what is counted is in the list three times in four.
+Operations that are harder to learn are drawn more often, and so are lists of 8 and last places. In every other list there are few different
+numbers; what is counted is in the list three times in four.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ PROMPT = MOST + 5  # operation, two arguments, length, items, number; then where
 ANSWER = 2 * MOST + 2
 POOL = 30_000  # examples, and their seed
 FEW = 3  # different numbers, where they are few
+FULL, END_PLACE = 0.2, 0.2  # of lists: as long as can be; an argument is the last place
 SHARE = {"swap": 1.5, "insert": 1.5, "extract": 1.5, "count": 3.0}  # how often an operation is drawn; else 1
 
 
@@ -29,10 +30,11 @@ def examples(rng: np.random.Generator, operations: np.ndarray) -> np.ndarray:
     size, name = len(operations), np.array(NAMES)[operations]
     is_ = {each: name == each for each in NAMES}
     length = rng.integers(1 + is_["delete"], MOST + 1 - is_["insert"])
+    length = np.where(rng.random(size) < FULL, MOST - is_["insert"], length)
     items = rng.integers(0, LARGEST + 1, (size, MOST))
-    few = is_["count"] | (rng.random(size) < 0.5)
+    few = rng.random(size) < 0.5
     items = np.where(few[:, None], np.take_along_axis(items, rng.integers(0, FEW, (size, MOST)), 1), items)
-    place, other = rng.integers(0, length + is_["insert"]), rng.integers(0, length)
+    place, other = (np.where(rng.random(size) < END_PLACE, most - 1, rng.integers(0, most)) for most in (length + is_["insert"], length))
     place, other = np.where(is_["extract"], np.minimum(place, other), place), np.where(is_["extract"], np.maximum(place, other), other)
     listed = is_["count"] & (rng.random(size) < 0.75)
     number = np.where(listed, np.take_along_axis(items, other[:, None], 1)[:, 0], rng.integers(0, LARGEST + 1, size))

@@ -206,11 +206,11 @@ ENSEMBLES: dict[str, list[Member]] = {
         Member(seed=45, width=32, hidden=48, batch=192, updates=620),
     ],
     "lists": [
-        Member(seed=51, width=48, hidden=96, heads=3, batch=128, updates=1000),
-        Member(seed=52, width=48, hidden=88, heads=3, batch=128, updates=800),
-        Member(seed=53, width=48, hidden=104, heads=3, batch=128, updates=800),
-        Member(seed=54, width=48, hidden=112, heads=3, batch=128, updates=800),
-        Member(seed=55, width=48, hidden=96, heads=3, batch=128, updates=800),
+        Member(seed=71, width=48, hidden=96, heads=3, batch=128, updates=1300),
+        Member(seed=72, width=48, hidden=88, heads=3, batch=128, updates=1100),
+        Member(seed=73, width=48, hidden=104, heads=3, batch=128, updates=1100),
+        Member(seed=74, width=48, hidden=112, heads=3, batch=128, updates=1100),
+        Member(seed=75, width=48, hidden=96, heads=3, batch=128, updates=1100),
     ],
     "strings": [
         Member(seed=51, width=32, hidden=96, heads=4, batch=128, updates=900),

@@ -47,7 +47,7 @@ def test_every_operation_is_asked_and_answered_as_python_does_it(seed, operation
 
 
 def test_every_operation_and_every_place_is_drawn():
-    seen = [words(row) for row in drawn.batch(np.random.default_rng(1), 20_000).tolist()]
+    seen = [words(row) for row in drawn.batch(np.random.default_rng(1), 40_000).tolist()]
     assert set(lists.NAMES) == set(NUMBERS)
     for name, places in (("swap", 8 * 9 * 17 // 6), ("delete", 35), ("rotate", 36), ("extract", 120)):
         assert len({(len(items), *arguments) for each, items, arguments in seen if each == name}) == places
