@@ -19,10 +19,11 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
-from keystep.errors import Stopped
+from keystep.errors import Refused, Stopped
 from keystep.lm import lm
 from keystep.lm.base import LM
 from keystep.lm.embedded.model import WEIGHTS
@@ -83,17 +84,19 @@ async def measure(model: LM, procedure: str, source: str, asked: list[dict[str, 
     done = await asyncio.gather(*(run.execute(work) for run, work in zip(runs, works, strict=True)), return_exceptions=True)
     seconds = time.perf_counter() - began
     for outcome in done:
-        if isinstance(outcome, BaseException) and not isinstance(outcome, Stopped):
+        if isinstance(outcome, BaseException) and not isinstance(outcome, Stopped | Refused):
             raise outcome
+    known = [not isinstance(outcome, Refused) for outcome in done]  # one holds a number that the model was not trained for: not right
     outcomes = [outcome for outcome in done if isinstance(outcome, Outcome)]
     alone: Counter[str] = Counter()
-    for ways in await asyncio.gather(*(compare(run.asking, work) for run, work in zip(runs, works, strict=True))):
+    for ways in await asyncio.gather(*(compare(run.asking, work) for run, work in compress(zip(runs, works, strict=True), known))):
         alone.update({way.way: matched(way) for way in ways})
     best = max(alone, key=lambda way: alone[way])
     totals = [work.total() or 0 for work in works]
     return {
         "items": source,
         "count": len(works),
+        "refused": known.count(False),
         "steps": {"least": min(totals), "most": max(totals)},
         "voted": sum(outcome.correct is True for outcome in outcomes),
         "votes_per_step": round(sum(each.samples - each.flagged for each in outcomes) / max(1, sum(each.steps for each in outcomes)), 4),
@@ -120,7 +123,7 @@ async def measured(counts: dict[str, int]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="two items of each kind, one of the long ones; writes nothing")
-    for option, most, what in (("products", 25, "products of each length"), ("short", 200, "lists of 5"), ("long", 5, "lists of 500")):
+    for option, most, what in (("products", 200, "products of each length"), ("short", 200, "lists of 5"), ("long", 10, "lists of 500")):
         parser.add_argument(f"--{option}", type=int, default=most, metavar="N", help=f"{what} (default: %(default)s)")
     given = parser.parse_args()
     counts = (
