@@ -128,7 +128,11 @@ async def task(model: LM, name: str, runs: int) -> tuple[dict[str, Any], Chart]:
     lengths = sorted({*(length for length in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if length < steps), steps})
     came = {way: survival(errors[way], steps) for way in WAYS}
     drawn = (("measured", came, "-"), ("predicted", expected, "--"))
-    lines = [Line(f"{way}, {what}", range(1, steps + 1), of[way].tolist(), style=style) for what, of, style in drawn for way in WAYS]
+    lines = [
+        Line(f"{way}, {what}", range(1, steps + 1), of[way].tolist(), style=style, like=number)
+        for what, of, style in drawn
+        for number, way in enumerate(WAYS)
+    ]
     ways = {
         way: {
             "runs": len(errors[way]),

@@ -15,7 +15,8 @@ COLOURS = ("#2f6f8f", "#b0563b", "#5c8a3c", "#7a5ea8", "#8a8a8a", "#c29a2e", "#3
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line; `low` and `high` make a band about it. `style` is matplotlib's ("o-", "--", "bars" for bars beside one another)."""
+    """One line; `low` and `high` make a band about it. `style` is matplotlib's ("o-", "--", "bars" for bars beside one another). `like` is the
+    number of the line whose colour it takes; None: one of its own."""
 
     label: str
     x: Sequence[float]
@@ -23,6 +24,7 @@ class Line:
     low: Sequence[float] | None = None
     high: Sequence[float] | None = None
     style: str = "-"
+    like: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,8 @@ def save(charts: Sequence[Chart], path: Path, columns: int = 2) -> None:
 def _draw(axes: Any, chart: Chart) -> None:
     bars = [line for line in chart.lines if line.style == "bars"]
     for number, line in enumerate(chart.lines):
-        colour, label = COLOURS[number % len(COLOURS)], line.label.replace("$", r"\$")
+        colour = COLOURS[(number if line.like is None else line.like) % len(COLOURS)]
+        label = line.label.replace("$", r"\$")
         if line.style == "bars":
             width = 0.8 / len(bars)
             shift = (bars.index(line) - (len(bars) - 1) / 2) * width
