@@ -15,8 +15,8 @@ COLOURS = ("#2f6f8f", "#b0563b", "#5c8a3c", "#7a5ea8", "#8a8a8a", "#c29a2e", "#3
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line; `low` and `high` make a band about it. `style` is matplotlib's ("o-", "--", "bars" for bars beside one another). `like` is the
-    number of the line whose colour it takes; None: one of its own."""
+    """One line; `low` and `high` make a band about it. `style` is matplotlib's ("o-", "--", "bars" for bars beside one another). `like` is
+    the number of the line whose colour it takes; None: one of its own."""
 
     label: str
     x: Sequence[float]
