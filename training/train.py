@@ -208,7 +208,7 @@ ENSEMBLES: dict[str, list[Member]] = {
     "lists": [
         Member(seed=71, width=48, hidden=96, heads=3, batch=128, updates=1300),
         Member(seed=72, width=48, hidden=88, heads=3, batch=128, updates=1100),
-        Member(seed=76, width=48, hidden=104, heads=3, batch=128, updates=1500),
+        Member(seed=78, width=48, hidden=112, heads=3, batch=128, updates=1300),
         Member(seed=74, width=48, hidden=112, heads=3, batch=128, updates=1100),
         Member(seed=77, width=48, hidden=96, heads=3, batch=128, updates=1500),
     ],
