@@ -11,6 +11,7 @@ import copy
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -191,6 +192,11 @@ def from_start(attended: Tensor, starts: Sequence[int]) -> Tensor:
     """True at t where token t + 1 is no padding and not before its row's start: [rows, length - 1], over what position t foretells."""
     places = torch.arange(1, attended.shape[1])
     return (places >= torch.tensor(starts)[:, None]) & attended[:, 1:].bool()
+
+
+def sample_fingerprint(weights: str, rows: Sequence[Sequence[int]]) -> str:
+    """Of a checkpoint's fingerprint and the tokens of a sample."""
+    return blake2b(json.dumps([weights, [list(row) for row in rows]]).encode(), digest_size=16).hexdigest()
 
 
 def batches(rows: Sequence[Sequence[int]], size: int, *, padding: int = 0, device: Any = None) -> list[dict[str, Tensor]]:

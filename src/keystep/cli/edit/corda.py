@@ -42,10 +42,10 @@ def adapt(
 
     FOLDER is an ordinary PEFT adapter, its base in FOLDER/base; the two together are what MODEL was. Stopped, the same command goes on.
     """
-    from keystep.edit.corda import Corda, batches, peft_for, sample_fingerprint, save, sequences
+    from keystep.edit.corda import Corda, batches, peft_for, save, sequences
     from keystep.edit.corda import adapt as initialise
     from keystep.nn.checkpoint import checkpoint_tensors, fingerprint, free_for, load_model, load_tokenizer
-    from keystep.nn.examples import Examples, read_examples
+    from keystep.nn.examples import Examples, read_examples, sample_fingerprint
 
     given = {"mode": mode, "rank": rank, "alpha": alpha, "targets": tuple(target or ()), "samples": samples, "length": length, "part": part,
              "normalise": normalise, "damping": damping, "batch": batch, "seed": seed}  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any, TypeVar
 
 from keystep.errors import BadInput
@@ -31,9 +31,18 @@ def settings_of(make: Callable[..., T], given: Mapping[str, Any]) -> T:
     Raises:
         BadInput: as `make`.
     """
+    return by_flags(given, make, **{key: value for key, value in given.items() if value is not None})
+
+
+def by_flags(flags: Container[str], work: Callable[..., T], *given: Any, **options: Any) -> T:
+    """What `work` gives; its errors in one of these fields name the flag.
+
+    Raises:
+        BadInput: as `work`.
+    """
     try:
-        return make(**{key: value for key, value in given.items() if value is not None})
+        return work(*given, **options)
     except BadInput as error:
-        if error.field not in given:
+        if error.field not in flags:
             raise
         raise BadInput(error.problem, field=f"--{error.field}", value=error.value, mend=error.mend) from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,11 +12,11 @@ import typer
 
 from keystep.cli.bar import loss_bar, steps_bar
 from keystep.cli.defaults import AsJson, number_option, whole_option
-from keystep.cli.edit.options import device_of
+from keystep.cli.edit.options import by_flags, device_of, settings_of
 from keystep.errors import BadInput
 
 if TYPE_CHECKING:
-    from keystep.edit.unlearn import Forget, Relearned, Row
+    from keystep.edit.unlearn import Relearned, Row
     from keystep.nn.examples import Examples
 
 REFUSAL = "I cannot help with that."
@@ -54,14 +54,15 @@ def forget(
 
     A fifth of each file chooses the box, a fifth is reported on. Stopped, the same command goes on.
     """
-    from keystep.edit.corda import sample_fingerprint
-    from keystep.edit.unlearn import Relearn, batches_of, report, save
+    from keystep.edit.unlearn import Forget, Relearn, batches_of, report, save
     from keystep.edit.unlearn import forget as make
     from keystep.edit.unlearn import relearn as back
     from keystep.nn.checkpoint import checkpoint_tensors, fingerprint, free_for, load_model, load_tokenizer
+    from keystep.nn.examples import sample_fingerprint
 
-    settings = _settings({"method": method, "layer": layer, "alpha": alpha, "hold": hold, "watch": watch, "share": share, "part": part,
-                          "probe": probe, "batch": batch, "seed": seed})  # fmt: skip
+    given = {"method": method, "layer": layer, "alpha": alpha, "hold": hold, "watch": watch, "share": share, "part": part,
+             "probe": probe, "batch": batch, "seed": seed}  # fmt: skip
+    settings, flags = settings_of(Forget, given), (*given, "skill", "retain", "refusal")
     for name, value, low in (("--relearn", relearn, 0), ("--limit", limit, 1)):
         if value < low:
             raise BadInput(f"is at least {low}", field=name, value=value)
@@ -78,11 +79,10 @@ def forget(
     print_ = sample_fingerprint(fingerprint(checkpoint_tensors(model)), [row.tokens for each in sets.values() for row in each.rows])
     back_again: dict[str, Relearned] = {}
     try:
-        total = _named(lambda: batches_of(loaded, skills, kept, settings)) + len(sets)
+        total = by_flags(flags, batches_of, loaded, skills, kept, settings) + len(sets)
         with steps_bar(total, "probing", quiet) as tick:
-            found = _named(
-                lambda: make(loaded, skills, kept, settings, refusal=answer, end=end, state=state, fingerprint=print_, tick=tick)
-            )
+            found = by_flags(flags, make, loaded, skills, kept, settings, refusal=answer, end=end, state=state, fingerprint=print_,
+                             tick=tick)  # fmt: skip
             tests = {file.stem: each.some(found.splits[file.stem].test) for file, each in sets.items()}
             rows = report(loaded, found.guard, {name: tests[name] for name in skills}, {name: tests[name] for name in kept}, end=end,
                           batch=size, tick=tick)  # fmt: skip
@@ -99,13 +99,12 @@ def forget(
     guard = found.guard
     told_of = {"report": {name: _row(row) for name, row in rows.items()}, "relearned": {k: asdict(v) for k, v in back_again.items()},
                "layers": {name: [each._asdict() for each in judged] for name, judged in found.layers.items()}}  # fmt: skip
-    from dataclasses import replace
-
     save(replace(guard, about={**guard.about, **told_of}), out, model=loaded if with_model else None,
          tokenizer=tokenizer if with_model else None)  # fmt: skip
     state.unlink(missing_ok=True)
     boxes = [{"skill": box.name, "layer": box.layer, "alpha": box.alpha, "k": box.k} for box in guard.boxes]
-    neurons = sum(len(each.neurons) for each in (*guard.shifts, *guard.zeroed))
+    changed: tuple[Any, ...] = (*guard.shifts, *guard.zeroed)
+    neurons = sum(len(each.neurons) for each in changed)
     result = {
         "out": str(out),
         "method": settings.method,
@@ -128,24 +127,6 @@ def forget(
             typer.echo(f"the box of {box.name} blocks {row.false_hits:.0%} of what is to be kept{mend}, or a smaller --hold", err=True)
     if settings.method == "key-space" and not kept:
         typer.echo("nothing to be kept was given: the box is in the last layer, and what else it blocks is not known (--retain)", err=True)
-
-
-def _settings(given: dict[str, Any]) -> Forget:
-    from keystep.edit.unlearn import Forget
-
-    settings: Forget = _named(lambda: Forget(**{key: value for key, value in given.items() if value is not None}))
-    return settings
-
-
-def _named(work: Any) -> Any:
-    """What `work` gives; the field of an error is named as the flag it came from."""
-    try:
-        return work()
-    except BadInput as error:
-        flags = ("method", "layer", "alpha", "hold", "watch", "share", "part", "probe", "batch", "seed", "skill", "retain", "refusal")
-        if error.field not in flags:
-            raise
-        raise BadInput(error.problem, field=f"--{error.field}", value=error.value, mend=error.mend) from None
 
 
 def _read(files: Sequence[Path], limit: int) -> dict[Path, Any]:

@@ -24,7 +24,6 @@ from keystep.edit.corda.adapter import (
     adapt,
     linear_modules,
     peft_for,
-    sample_fingerprint,
     save,
     sequences,
     to_lora,
@@ -35,5 +34,5 @@ from keystep.nn.examples import batches
 
 __all__ = [
     "Adapted", "Corda", "Covariance", "Factors", "Regularised", "Row", "adapt", "batches", "components", "covariances", "decompose",
-    "linear_modules", "peft_for", "regularised", "sample_fingerprint", "save", "sequences", "to_lora",
+    "linear_modules", "peft_for", "regularised", "save", "sequences", "to_lora",
 ]  # fmt: skip

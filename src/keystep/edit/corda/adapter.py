@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -233,11 +232,6 @@ def _suffixes(model: nn.Module, modules: Mapping[str, Any]) -> set[str]:
     short = {name.rsplit(".", 1)[-1] for name in modules}
     matched = {name for name, _ in model.named_modules() if name.rsplit(".", 1)[-1] in short}
     return short if matched == set(modules) else set(modules)
-
-
-def sample_fingerprint(weights: str, rows: Sequence[Sequence[int]]) -> str:
-    """Of a checkpoint's fingerprint and the tokens of a sample."""
-    return blake2b(json.dumps([weights, [list(row) for row in rows]]).encode(), digest_size=16).hexdigest()
 
 
 def save(adapted: Adapted, out: Path, *, source: Path, settings: Corda) -> None:

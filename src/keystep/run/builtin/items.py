@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import zip_longest
-from typing import Any
+from typing import Any, cast
 
 from keystep.errors import BadInput
 from keystep.run.procedure import Procedure
@@ -19,6 +21,33 @@ class Item(Procedure):
     question: str | None = None
     answer: str | None = None
     id: str | None = None
+    expected = cast(Any, None)  # what the `answer` says, as `outcome` says it
+
+    @abstractmethod
+    def answer_to(self, state: Any) -> Any:
+        """The right answer to a state."""
+
+    @abstractmethod
+    def outcome(self) -> Any:
+        """What it comes to."""
+
+    def truth(self) -> Iterable[tuple[Any, Any]]:
+        state = self.start()
+        while not self.done(state):
+            answer = self.answer_to(state)
+            yield state, answer
+            state = self.update(state, answer)
+
+    def total(self) -> int:
+        return self._steps
+
+    @cached_property
+    def _steps(self) -> int:
+        return sum(1 for _ in self.truth())
+
+    def check(self, answers: Iterable[Any]) -> int | None:
+        wrong = first_wrong(answers, self.truth())
+        return self.total() if wrong is None and self.expected not in (None, self.outcome()) else wrong
 
     def _told(self) -> dict[str, Any]:
         return {} if self.answer is None else {"answer": self.answer}

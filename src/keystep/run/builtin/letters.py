@@ -8,7 +8,6 @@ is as easy as the first. What a step answers goes into the state as it is: the r
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 from keystep.errors import BadInput
 from keystep.lm.embedded import strings
 from keystep.lm.embedded.strings import GLUES, WINDOW, WORD
-from keystep.run.builtin.items import Item, exclusive, first_wrong
+from keystep.run.builtin.items import Item, exclusive
 from keystep.run.flags import Flag
 
 MOST = 10_000  # words
@@ -58,7 +57,7 @@ class Letters(Item):
             shown, field = found["text"], "question"
         if glue not in GLUE_NAMES:
             raise BadInput("is none of them", field="glue", value=glue, mend=f"choose of {', '.join(GLUE_NAMES)}")
-        self._glue = GLUE_NAMES[glue]
+        self._glue, self.expected = GLUE_NAMES[glue], self.answer
         self.words = shown.split()
         if not 1 <= len(self.words) <= MOST:
             raise BadInput(f"has from 1 to {MOST} words", field=field, value=len(self.words))
@@ -109,22 +108,10 @@ class Letters(Item):
     def total(self) -> int:
         return 3 * len(self.words) - 1
 
-    def check(self, answers: Iterable[Any]) -> int | None:
-        wrong = first_wrong(answers, self.truth())
-        return self.total() if wrong is None and self.answer not in (None, self._result()) else wrong
-
-    def _result(self) -> str:
+    def outcome(self) -> str:
         return GLUES[self._glue].join(word[self._position - 1] for word in self.words)
 
-    def truth(self) -> Iterable[tuple[Any, Any]]:
-        state = self.start()
-        while not self.done(state):
-            answer = self._true(state)
-            yield state, answer
-            state = self.update(state, answer)
-
-    def _true(self, state: Any) -> Any:
-        """The right answer to a state."""
+    def answer_to(self, state: Any) -> Any:
         if "letter" in state:
             return state["joined"][-WORD:] + GLUES[self._glue] + state["letter"]
         if "word" in state:

@@ -11,7 +11,6 @@ Read are the sentences of the templates in `keystep.lm.embedded.problems`, with 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from random import Random
 from types import MappingProxyType
@@ -20,7 +19,7 @@ from typing import Any
 from keystep.errors import BadInput
 from keystep.lm.embedded.problems import Reading, fitting, render
 from keystep.run.builtin.arithmetic import Add, Multiply
-from keystep.run.builtin.items import Item, exclusive, first_wrong
+from keystep.run.builtin.items import Item, exclusive
 from keystep.run.builtin.problem_texts import applied, change_for, drawn
 from keystep.run.flags import Flag
 
@@ -80,7 +79,7 @@ class Problem(Item):
         self._result = self._worked_out()
         if self.answer is not None and not re.fullmatch(r"\d{1,40}", self.answer.strip(), re.ASCII):
             raise BadInput("is a whole number", field="answer", value=self.answer[:40])
-        self._total: int | None = None
+        self.expected = None if self.answer is None else int(self.answer)
 
     def _worked_out(self) -> int:
         value = None
@@ -153,24 +152,10 @@ class Problem(Item):
     def done(self, state: Any) -> bool:
         return "answer" in state
 
-    def total(self) -> int:
-        if self._total is None:
-            self._total = sum(1 for _ in self.truth())
-        return self._total
+    def outcome(self) -> int:
+        return self._result
 
-    def check(self, answers: Iterable[Any]) -> int | None:
-        wrong = first_wrong(answers, self.truth())
-        return self.total() if wrong is None and self.answer is not None and int(self.answer) != self._result else wrong
-
-    def truth(self) -> Iterable[tuple[Any, Any]]:
-        state = self.start()
-        while not self.done(state):
-            answer = self._true(state)
-            yield state, answer
-            state = self.update(state, answer)
-
-    def _true(self, state: Any) -> Any:
-        """The right answer to a state."""
+    def answer_to(self, state: Any) -> Any:
         if "columns" in state:
             return self._columns(state).answer_to(state["columns"]["state"])
         return self._readings[state["at"]] if "who" in state else [[*self.about, "?"]]
