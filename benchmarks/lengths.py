@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from keystep.errors import Undecided
 from keystep.lm import lm
 from keystep.lm.base import LM
-from keystep.lm.embedded.model import WEIGHTS, answer_probabilities, load
+from keystep.lm.embedded.model import answer_probabilities, load
 from keystep.measure.chart import Chart, Line, save
 from keystep.reproduce import machine
 from keystep.run import AheadBy, Majority, Procedure, Run
@@ -149,9 +149,9 @@ async def task(model: LM, name: str, runs: int) -> tuple[dict[str, Any], Chart]:
 
 
 async def all_tasks(runs: int) -> tuple[dict[str, Any], list[Chart]]:
-    model, there = lm(MODEL), [name for name, ensemble in ENSEMBLES.items() if (WEIGHTS / f"{ensemble}.safetensors").exists()]
+    model = lm(MODEL)
     try:
-        found = {name: await task(model, name, runs) for name in there}
+        found = {name: await task(model, name, runs) for name in ENSEMBLES}
     finally:
         await model.close()
     return {name: each for name, (each, _) in found.items()}, [chart for _, chart in found.values()]

@@ -12,11 +12,11 @@ from random import Random
 
 import numpy as np
 
-from keystep.lm.embedded.problems import END, LEAST, MOST, NAMES, PROMPT, TEMPLATES, THINGS, Reading, answer_of, field_of, value_of
+from keystep.lm.embedded.problems import END, LEAST, MOST, NAMES, PROMPT, THINGS, Reading, answer_of, field_of, value_of
+from keystep.run.builtin.problem_texts import KINDS as BY_KIND
 from keystep.run.builtin.problem_texts import written
 
 LENGTH = PROMPT + 13  # two people's lines of a name, an operation, a number and things, the end
-BY_KIND = {kind: [each for each in TEMPLATES if each.kind == kind] for kind in dict.fromkeys(each.kind for each in TEMPLATES)}
 KINDS = tuple(BY_KIND)
 SHARES = (2, 2, 5, 2, 2, 2, 3, 3, 1, 2)  # of KINDS in a batch
 TABLE, SEED = 60_000, 7  # examples there are to train on; POOL of them are looked through for what members get wrong
