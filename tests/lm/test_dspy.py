@@ -1,24 +1,23 @@
-"""keystep models in real DSPy programs. DSPy is an extra of more than 100 MB, which the tests do not install (`keystep[dspy]`)."""
+"""keystep models in real DSPy programs, and the voting proxy as LiteLLM, which DSPy brings, reads it."""
 
 from __future__ import annotations
 
 import asyncio
 
+import dspy
+import litellm
 import pytest
+from faulty_server import Echo, Faulty, chat_answer, serving
+from worker import Scripted, Worker, written
 
-dspy = pytest.importorskip("dspy", reason="DSPy is not installed")
-
-from faulty_server import Echo, Faulty, chat_answer, serving  # noqa: E402
-from worker import Scripted, Worker, written  # noqa: E402
-
-import keystep as ks  # noqa: E402
-from keystep.lm.base import Sample, ToolCall  # noqa: E402
-from keystep.lm.dspy import as_dspy  # noqa: E402
-from keystep.lm.server import app  # noqa: E402
-from keystep.run import AheadBy  # noqa: E402
-from keystep.run.builtin import builtin  # noqa: E402
-from keystep.run.proxy import app as proxy  # noqa: E402
-from keystep.run.voted import Voted  # noqa: E402
+import keystep as ks
+from keystep.lm.base import Sample, ToolCall
+from keystep.lm.dspy import as_dspy
+from keystep.lm.server import app
+from keystep.run import AheadBy
+from keystep.run.builtin import builtin
+from keystep.run.proxy import app as proxy
+from keystep.run.voted import Voted
 
 ANSWER = "[[ ## reasoning ## ]]\nBecause.\n\n[[ ## answer ## ]]\n{}\n\n[[ ## completed ## ]]"
 
@@ -128,7 +127,6 @@ def test_dspys_own_client_reads_the_proxy():
 
 
 def test_litellm_reads_the_proxy():
-    litellm = pytest.importorskip("litellm")
     model = Scripted(["a", "b", "a", "a", "a"])
     with serving(proxy({"m": Voted(model)})) as address:
         asked = {"model": "openai/m", "api_base": f"{address}/v1", "api_key": "none", "messages": [{"role": "user", "content": "hi"}]}
