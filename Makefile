@@ -21,8 +21,15 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 run: .venv/light
 	$(BIN)/keystep run hanoi --set disks=12 --compare
 
-test: check
+# Inspect AI has an environment of its own: it caps packages that constraints.txt holds newer.
+.venv-inspect/made: pyproject.toml tests/measure/inspect.txt
+	test -x .venv-inspect/bin/python || $(PYTHON) -m venv .venv-inspect
+	.venv-inspect/bin/python -m pip install --quiet --constraint tests/measure/inspect.txt --editable '.[inspect]' openai pytest pytest-timeout
+	touch $@
+
+test: check .venv-inspect/made
 	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
+	.venv-inspect/bin/python -m pytest tests/measure/test_inspect.py
 
 check: .venv/dev
 	$(BIN)/ruff check .
@@ -54,4 +61,4 @@ train: .venv/dev
 	  $(BIN)/python training/train.py $$name && $(BIN)/python training/card.py $$name || exit 1; done
 
 clean:
-	rm -rf .venv .venv-bench site build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-bench .venv-inspect site build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

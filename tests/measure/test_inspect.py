@@ -1,5 +1,5 @@
 """`inspect eval` on the package's model server. Inspect AI cannot be installed beside the versions of constraints.txt (it caps fsspec and
-wants an older python-dateutil), so these run where it is there: `pip install 'keystep[inspect]'` in an environment of its own."""
+wants an older python-dateutil), so `make test` runs these in an environment of their own, .venv-inspect."""
 
 from __future__ import annotations
 
