@@ -105,7 +105,7 @@ def test_nothing_is_overwritten_or_left_half_written(keystep, journal, here, mon
     assert result.exit_code == 2 and "--out: is there already" in result.stderr and (here / "runs.db").read_bytes() == before
     assert "--out: parquet goes into a file" in keystep("export", "one", "--format", "parquet").stderr
     assert "the journal has no such run" in keystep("export", "two", "--out", "two.jsonl").stderr
-    assert "cannot be written" in keystep("export", "one", "--out", "none/one.jsonl").stderr
+    assert "cannot be written" in keystep("export", "one", "--out", "runs.db/one.jsonl").stderr
     assert keystep("export", "one", "--journal", "other.db").exit_code == 2
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     result = keystep("export", "one", "--format", "parquet", "--out", "one.parquet")

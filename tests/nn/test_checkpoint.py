@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from keystep.errors import BadInput
+from keystep.files import whole
 from keystep.nn.checkpoint import (
     check_same_kind,
     checkpoint_tensors,
@@ -22,7 +23,6 @@ from keystep.nn.checkpoint import (
     load_tokenizer,
     save_model,
     stored_tensors,
-    whole,
 )
 from keystep.worlds.skills import ARCHITECTURES, small_model, tokenizer
 
@@ -183,31 +183,3 @@ def test_dtypes_and_tokenizers_are_compared(tmp_path):
     (same / "tokenizer_config.json").unlink()
     with pytest.raises(BadInput, match="holds no tokenizer"):
         check_same_kind(base, same)
-
-
-def test_nothing_half_written(tmp_path):
-    out = tmp_path / "deep" / "out"
-    with pytest.raises(ZeroDivisionError), whole(out) as part:
-        part.mkdir()
-        (part / "x").write_text("half")
-        raise ZeroDivisionError
-    assert not out.exists() and list(out.parent.iterdir()) == []
-    with whole(out) as part:
-        part.write_text("1")
-    with pytest.raises(BadInput, match="is there already"), whole(out) as part:
-        pytest.fail("asked too late")
-    with whole(out, replace=True) as part:
-        part.write_text("2")
-    assert out.read_text() == "2"
-    folder = tmp_path / "folder"
-    for text in ("1", "2"):
-        with whole(folder, replace=True) as part:
-            part.mkdir()
-            (part / text).write_text(text)
-        assert [file.name for file in folder.iterdir()] == [text]
-    for taken, make in ((folder, Path.touch), (out, Path.mkdir)):  # a folder does not give way to a file, nor a file to a folder
-        with pytest.raises(BadInput, match="cannot be written"), whole(taken, replace=True) as part:
-            make(part)
-        assert (folder / "2").exists() and out.read_text() == "2"
-    with pytest.raises(BadInput, match="cannot be written"), whole(out / "in a file"):
-        pytest.fail("asked too late")

@@ -75,7 +75,7 @@ def test_scores_are_of_the_answers_alone_however_long_the_others(model):
             out = model(input_ids=torch.tensor([[*prompt, *answer]]), output_hidden_states=True)
             at = slice(len(prompt) - 1, len(prompt) + len(answer) - 1)
             assert torch.allclose(
-                scores[row][batch.chosen[row]], log_probabilities(out.logits[0, at], torch.tensor(answer, dtype=torch.long)), atol=1e-4
+                scores[row][batch.counted[row]], log_probabilities(out.logits[0, at], torch.tensor(answer, dtype=torch.long)), atol=1e-4
             )
-            assert torch.allclose(values[row][batch.chosen[row]], head(out.hidden_states[-1][0, at]), atol=1e-4)
-    assert batch.chosen.sum(1).tolist() == [2, 4, 0]
+            assert torch.allclose(values[row][batch.counted[row]], head(out.hidden_states[-1][0, at]), atol=1e-4)
+    assert batch.counted.sum(1).tolist() == [2, 4, 0]

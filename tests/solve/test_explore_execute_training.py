@@ -100,7 +100,7 @@ def test_a_plan_weighs_lambda():
     advantage, ratio = torch.tensor([1.5]), torch.zeros(1, 7)
     for weight, expected in ((2.0, -2.0), (1.0, -1.5)):
         w = token_weights(batch, prompts, responses, TAG, weight)
-        assert clipped_loss(ratio, ratio, advantage, batch.chosen, weights=w).loss.item() == pytest.approx(expected)
+        assert clipped_loss(ratio, ratio, advantage, batch.counted, weights=w).loss.item() == pytest.approx(expected)
 
 
 def test_where_an_execution_begins():

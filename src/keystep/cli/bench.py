@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from keystep.cli.defaults import JOURNAL, MODEL, number, pairs, whole
-from keystep.cli.files import write_text
+from keystep.cli.defaults import JOURNAL, MODEL, AsJson, number, pairs, whole
 from keystep.errors import BadInput, KeystepError, MissingExtra
+from keystep.files import write_text
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -41,7 +41,7 @@ def bench(
     predictions: Annotated[str | None, typer.Option(metavar="FILE", help="Score these (JSONL) instead of asking a model.")] = None,
     journal: Annotated[str, typer.Option(metavar="URL", help="Where the run is kept: a path or a database URL.")] = JOURNAL,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the report and the figures go.")] = Path("results/bench"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")] = False,
+    as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
     """Measure a model on a benchmark: one answer a question, or voted. The same command again goes on where it stopped.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from keystep.cli.defaults import JOURNAL, MODEL, number, whole
+from keystep.cli.defaults import JOURNAL, MODEL, AsJson, number, whole
 from keystep.errors import BadInput
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def decompose(
     seed: Annotated[int, typer.Option(parser=whole, metavar="N", help="Of the problems and of every random draw.")] = 0,
     journal: Annotated[str, typer.Option(metavar="URL", help="Where the runs are kept: a path or a database URL.")] = JOURNAL,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the report and the figures go.")] = Path("results/decompose"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")] = False,
+    as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
     """Predict error, cost and latency of a split at every size, choose one, and measure it beside the unsplit call.
@@ -174,8 +174,8 @@ async def _followed(run: Run, label: str, total: int | None, work: Coroutine[Any
 
 def _finish(about: dict[str, Any], found: dict[str, Any], out: Path, stem: str, as_json: bool) -> None:
     """Write report and figures, and print them."""
-    from keystep.cli.files import write_text
     from keystep.errors import MissingExtra
+    from keystep.files import write_text
     from keystep.measure.chart import Chart, Line, svg
     from keystep.measure.page import page
 

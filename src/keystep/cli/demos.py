@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from keystep.cli.defaults import JOURNAL, MODEL, number_option, pairs, whole, whole_option
-from keystep.cli.files import write_text
+from keystep.cli.defaults import JOURNAL, MODEL, AsJson, number_option, pairs, whole, whole_option
 from keystep.errors import BadInput
+from keystep.files import write_text
 
 if TYPE_CHECKING:
     from keystep.run import Run
@@ -51,7 +51,7 @@ def demos(
     budget_calls: Annotated[int | None, whole_option("Stop after so many samples.", "Budget")] = None,
     budget_tokens: Annotated[int | None, whole_option("Stop after so many tokens.", "Budget")] = None,
     journal: Annotated[str, typer.Option(metavar="URL", help="Where the run is kept: a path or a database URL.")] = JOURNAL,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")] = False,
+    as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:  # fmt: skip
     """Make demonstrations of questions, for `keystep solve auto-cot --set demos=FILE`: one of every cluster, its chain by the model.

@@ -14,8 +14,8 @@ from typing import IO, TYPE_CHECKING, Annotated, Any
 import typer
 
 from keystep.cli.defaults import JOURNAL, number
-from keystep.cli.files import whole_file
 from keystep.errors import BadInput, JournalError, MissingExtra
+from keystep.files import free_for, whole
 
 if TYPE_CHECKING:
     from keystep.run.journal import Journal
@@ -41,8 +41,8 @@ def export(
 
     if format is Format.parquet and out is None:
         raise BadInput("parquet goes into a file", field="--out", mend=f"for instance --out {run}.parquet")
-    if out is not None and out.exists():
-        raise BadInput("is there already", field="--out", value=str(out), mend="name another one; nothing was changed")
+    if out is not None:
+        free_for(out)
     store = open_journal(journal)
     try:
         store.run(run)
@@ -51,7 +51,7 @@ def export(
                 sys.stdout.write(_line(step))
             return
         write = _write_parquet if format is Format.parquet else _write_jsonl
-        with whole_file(out) as file:
+        with whole(out) as part, part.open("wb") as file:
             count = write(_steps(store, run), file)
     finally:
         store.close()

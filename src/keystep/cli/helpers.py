@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from keystep.cli.defaults import whole
-from keystep.cli.files import write_text
+from keystep.cli.defaults import AsJson, whole
 from keystep.errors import BadInput
+from keystep.files import write_text
 
 EXAMPLE = Path(__file__).with_name("example.yaml")
 
@@ -42,7 +42,7 @@ def reproduce(
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where NAME.json goes, and its tables and pictures.")] = Path(
         "results/reproductions"
     ),
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Run a paper's headline claim, small and honestly, beside what it said."""
     if seeds is not None and seeds < 1:

@@ -21,8 +21,8 @@ def report(
     as_json: Annotated[bool, typer.Option("--json", help="Print what the page says as JSON; a page only with --out.")] = False,
 ) -> None:
     """Write a run, finished or not, as one HTML page that needs nothing else: outcome, votes, hard steps, flags, what it took."""
-    from keystep.cli.files import whole_file
     from keystep.cli.job import open_journal
+    from keystep.files import write_text
     from keystep.view.page import page, read
 
     file = out if out is not None or as_json else Path(f"{run.replace('/', '-')}.html")
@@ -35,8 +35,7 @@ def report(
     finally:
         store.close()
     if file is not None and text is not None:
-        with whole_file(file) as new:
-            new.write(text.encode())
+        write_text(file, text)
         typer.echo(f"wrote {file}", err=as_json)
     if as_json:
         typer.echo(json.dumps(known))

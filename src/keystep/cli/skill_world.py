@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from keystep.cli.bar import loss_bar
-from keystep.cli.defaults import number, whole
+from keystep.cli.defaults import AsJson, number, whole
 from keystep.errors import BadInput
 
 
@@ -28,7 +28,7 @@ def skill_world(
     noise: Annotated[float, typer.Option(parser=number, metavar="X", help="Share of those with a wrong answer.")] = 0.0,
     optimizer: Annotated[str, typer.Option(help="Of tuning: sgd or adamw.")] = "sgd",
     seed: Annotated[int, typer.Option(parser=whole, metavar="N", help="Of the world, the weights and every random draw.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")] = False,
+    as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:  # fmt: skip
     """Train a small model on the skill-world (about a minute), or tune one on a skill that it has never seen.

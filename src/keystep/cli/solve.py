@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from keystep.cli.defaults import JOURNAL, MODEL, number_option, pairs, whole_option
+from keystep.cli.defaults import JOURNAL, MODEL, AsJson, number_option, pairs, whole_option
 from keystep.errors import BadInput, KeystepError
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def solve(
     budget_seconds: Annotated[float | None, number_option("Stop after so many seconds.", "Budget")] = None,
     concurrency: Annotated[int, whole_option("Questions under way at once.", "Many inputs")] = 64,
     journal: Annotated[str, typer.Option(metavar="URL", help="Where the run is kept: a path or a database URL.")] = JOURNAL,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")] = False,
+    as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:  # fmt: skip
     """Solve a question, or every question of a file, with one of the published solvers.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from keystep.cli.defaults import number_option, pairs, whole_option
+from keystep.cli.defaults import AsJson, number_option, pairs, whole_option
 
 if TYPE_CHECKING:
     from keystep.nn.tuning import Tell
@@ -39,7 +39,7 @@ def daslam(
     budget_tokens: Annotated[int | None, whole_option("Stop after so many tokens.", "Budget")] = None,
     budget_cost: Annotated[float | None, number_option("Stop after so much money.", "Budget")] = None,
     budget_seconds: Annotated[float | None, number_option("Stop after so many seconds.", "Budget")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")] = False,
+    as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:  # fmt: skip
     """Train a small model to ask the sub-questions that help a large one (DaSLaM).
@@ -85,7 +85,7 @@ def explore_execute(
     stage: Annotated[str, typer.Option(metavar="STAGE", help="sft, ef-sft (plans alone) or rl.")],
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A setting of the training.")] = None,
     seed: Annotated[int, whole_option("Of every random draw.", "Training")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")] = False,
+    as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:  # fmt: skip
     """Train a model to explore plans and to execute one (E²C): sft first, then ef-sft for a new domain, or rl.

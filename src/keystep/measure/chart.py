@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from keystep.errors import MissingExtra
+from keystep.files import write_text
 
 COLOURS = ("#2f6f8f", "#b0563b", "#5c8a3c", "#7a5ea8", "#8a8a8a", "#c29a2e", "#3f9a94", "#a04a78")
 
@@ -69,7 +70,7 @@ def svg(charts: Sequence[Chart], columns: int = 1) -> str:
 
 def save(charts: Sequence[Chart], path: Path, columns: int = 2) -> None:
     """The charts in one file."""
-    path.write_text(svg(charts, columns), "utf-8")
+    write_text(path, svg(charts, columns))
 
 
 def _draw(axes: Any, chart: Chart) -> None:

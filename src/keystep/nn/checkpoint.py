@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from keystep.errors import BadInput, MissingExtra
+from keystep.files import whole
 
 BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
@@ -311,49 +309,3 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
         model.save_pretrained(part)
         if tokenizer is not None:
             tokenizer.save_pretrained(part)
-
-
-@contextmanager
-def whole(path: Path, *, replace: bool = False) -> Iterator[Path]:
-    """A path beside `path` to write a file or a folder at, that becomes `path` when the block ends without an error.
-
-    Args:
-        replace: what stands at `path` gives way, a file to a file or a folder to a folder.
-
-    Raises:
-        BadInput: something stands at `path` already, or it cannot be written.
-    """
-    if not replace:
-        free_for(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield part
-        for file in [part, *part.rglob("*")] if part.is_dir() else [part]:
-            if file.is_file():
-                with file.open("rb") as written:
-                    os.fsync(written.fileno())
-        if replace and part.is_dir() and path.is_dir():
-            shutil.rmtree(path)
-        part.replace(path)
-    except OSError as error:
-        raise BadInput(f"cannot be written ({error})", field="--out", value=str(path), mend="name another place") from None
-    finally:
-        if part.is_dir():
-            shutil.rmtree(part)
-        elif part.exists():
-            part.unlink()
-
-
-def free_for(path: Path, *, replace: bool = False) -> None:
-    """That something may be written at `path`; to be asked before long work.
-
-    Raises:
-        BadInput: something stands there already.
-    """
-    try:
-        taken = path.exists() and not (replace and path.is_file()) and not (path.is_dir() and not any(path.iterdir()))
-    except OSError as error:
-        raise BadInput(f"cannot be written ({error})", field="--out", value=str(path), mend="name another place") from None
-    if taken:
-        raise BadInput("is there already", field="--out", value=str(path), mend="name another place; nothing was changed")

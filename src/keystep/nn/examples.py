@@ -91,6 +91,10 @@ class Batch(NamedTuple):
     attended: Tensor
     counted: Tensor
 
+    def part(self, which: slice | Sequence[int]) -> Batch:
+        """Some of the rows."""
+        return Batch(self.tokens[which], self.attended[which], self.counted[which])
+
 
 class Examples:
     """Encoded examples of one file. `labels` are the first tokens of the labels, where there are any.
@@ -143,10 +147,7 @@ class Examples:
         return Encoded(tokens, len(prompt))
 
     def batch(self, which: Iterable[int], device: Any = None) -> Batch:
-        rows = [self.rows[number] for number in which]
-        tokens, attended = padded([row.tokens for row in rows], self.padding)
-        counted = from_start(attended, [row.start for row in rows])
-        return Batch(tokens.to(device), attended.to(device), counted.to(device))
+        return batch_of([self.rows[number] for number in which], self.padding, device)
 
     def some(self, which: Sequence[int]) -> Examples:
         """Only the examples of these numbers."""
@@ -178,6 +179,13 @@ def _labels(tokenizer: Any, labels: set[str]) -> dict[str, int]:
     return found
 
 
+def batch_of(rows: Sequence[Encoded], padding: int = 0, device: Any = None) -> Batch:
+    """Right-padded rows."""
+    tokens, attended = padded([row.tokens for row in rows], padding)
+    after = torch.arange(1, tokens.shape[1]) >= torch.tensor([row.start for row in rows])[:, None]
+    return Batch(tokens.to(device), attended.to(device), (after & attended[:, 1:].bool()).to(device))
+
+
 def padded(rows: Sequence[Sequence[int]], padding: int = 0) -> tuple[Tensor, Tensor]:
     """Rows of tokens right-padded to the longest, and 1 where they are no padding; both [rows, length]."""
     tokens = torch.full((len(rows), max(map(len, rows))), padding)
@@ -186,12 +194,6 @@ def padded(rows: Sequence[Sequence[int]], padding: int = 0) -> tuple[Tensor, Ten
         tokens[number, : len(row)] = torch.tensor(row)
         attended[number, : len(row)] = 1
     return tokens, attended
-
-
-def from_start(attended: Tensor, starts: Sequence[int]) -> Tensor:
-    """True at t where token t + 1 is no padding and not before its row's start: [rows, length - 1], over what position t foretells."""
-    places = torch.arange(1, attended.shape[1])
-    return (places >= torch.tensor(starts)[:, None]) & attended[:, 1:].bool()
 
 
 def sample_fingerprint(weights: str, rows: Sequence[Sequence[int]]) -> str:

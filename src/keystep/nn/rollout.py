@@ -7,34 +7,22 @@ on the left and keeps a key-value cache; scoring pads on the right. What this do
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from keystep.nn.examples import from_start, padded
+from keystep.nn.examples import Batch, Encoded, batch_of
 from keystep.nn.policy_gradient import log_probabilities
 
 
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """Prompts with answers as one right-padded batch: `tokens` and `attended` [rows, length]; `chosen` [rows, length - 1] is true at t
-    where the token t + 1 belongs to an answer, so that it lies over what position t foretells."""
-
-    tokens: Tensor
-    attended: Tensor
-    chosen: Tensor
+def rows(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], device: Any = None) -> Batch:
+    """Prompts (each of at least one token) and their answers as one batch."""
+    each = [Encoded([*prompt, *answer], len(prompt)) for prompt, answer in zip(prompts, answers, strict=True)]
+    return batch_of(each, device=device)
 
 
-def rows(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], device: Any = None) -> Rows:
-    """Prompts (each of at least one token) and their answers as tensors."""
-    tokens, attended = padded([[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)])
-    chosen = from_start(attended, [len(prompt) for prompt in prompts])
-    return Rows(tokens.to(device), attended.to(device), chosen.to(device))
-
-
-def scored(model: Any, batch: Rows, head: Any = None, temperature: float = 1.0) -> tuple[Tensor, Tensor | None]:
+def scored(model: Any, batch: Batch, head: Any = None, temperature: float = 1.0) -> tuple[Tensor, Tensor | None]:
     """log pi of every token but the first, and the values before each where there is a head; both [rows, length - 1]."""
     out = model(input_ids=batch.tokens, attention_mask=batch.attended, output_hidden_states=head is not None)
     values = None if head is None else head(out.hidden_states[-1][:, :-1])

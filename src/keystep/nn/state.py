@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from keystep.errors import ChangedWork
-from keystep.nn.checkpoint import stored_tensors, whole
+from keystep.files import whole
+from keystep.nn.checkpoint import stored_tensors
 
 Tensors = Mapping[str, Tensor]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from keystep.errors import BadInput, MissingExtra
-from keystep.nn.checkpoint import whole
+from keystep.files import write_text
 
 Tell = Callable[[str, int, int, str], None]  # what goes on, how much of it is done, of how much, and a word on how it goes
 
@@ -136,5 +136,4 @@ def load_optimiser(optimiser: Any, file: Path) -> None:
 
 def write_json(file: Path, value: Any) -> None:
     """A JSON file that takes its place when it is whole."""
-    with whole(file, replace=True) as part:
-        part.write_text(json.dumps(value, indent=2, ensure_ascii=False), "utf-8")
+    write_text(file, json.dumps(value, indent=2, ensure_ascii=False))

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from keystep.errors import MissingExtra
+from keystep.files import whole
 from keystep.lm.base import LM, Prompt, Request, Sample, draw_key
 from keystep.measure.bench import benchmark, journaled, many
 from keystep.run import First, Run
@@ -91,10 +92,8 @@ def trained(
         model.load_state_dict(load_file(file))
         return model.eval()
     _train(model, net, batch, tick, read)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    half = file.with_suffix(f".{os.getpid()}")
-    save_file({name: weight.contiguous() for name, weight in model.state_dict().items()}, half)
-    half.replace(file)
+    with whole(file, replace=True) as part:
+        save_file({name: weight.contiguous() for name, weight in model.state_dict().items()}, part)
     return model.eval()
 
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from keystep.errors import BadInput
-from keystep.nn.checkpoint import free_for, load_model, load_tokenizer, transformers_for, whole
+from keystep.files import free_for, whole
+from keystep.nn.checkpoint import load_model, load_tokenizer, transformers_for
 from keystep.reproduce import torch_for
 from keystep.reproduce._nets import _cache
 from keystep.worlds.skills import LONGEST, SKILLS, SPLITS, UNSEEN, Problem, World, small_model, tokenizer

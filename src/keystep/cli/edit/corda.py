@@ -44,7 +44,8 @@ def adapt(
     """
     from keystep.edit.corda import Corda, batches, peft_for, save, sequences
     from keystep.edit.corda import adapt as initialise
-    from keystep.nn.checkpoint import checkpoint_tensors, fingerprint, free_for, load_model, load_tokenizer
+    from keystep.files import free_for
+    from keystep.nn.checkpoint import checkpoint_tensors, fingerprint, load_model, load_tokenizer
     from keystep.nn.examples import Examples, read_examples, sample_fingerprint
 
     given = {"mode": mode, "rank": rank, "alpha": alpha, "targets": tuple(target or ()), "samples": samples, "length": length, "part": part,

@@ -58,7 +58,8 @@ def locate(
     """
     from keystep.edit.localize import PUBLISHED, Locate, Patch, compare
     from keystep.edit.localize import locate as find
-    from keystep.nn.checkpoint import check_same_kind, checkpoint_tensors, fingerprint, free_for, load_model, load_tokenizer
+    from keystep.files import free_for
+    from keystep.nn.checkpoint import check_same_kind, checkpoint_tensors, fingerprint, load_model, load_tokenizer
     from keystep.nn.examples import Examples, read_examples
 
     given = {"sparsity": sparsity, "optimizer": optimizer, "keep": keep, "scope": scope, "rate": rate, "bias": bias, "l1": l1,
@@ -127,7 +128,8 @@ def graft(
     as_json: AsJson = False,
 ) -> None:
     """Write BASE with the skills of the patches put in."""
-    from keystep.nn.checkpoint import checkpoint_tensors, fingerprint, free_for, load_model
+    from keystep.files import free_for
+    from keystep.nn.checkpoint import checkpoint_tensors, fingerprint, load_model
 
     loaded = _loaded(patches)
     free_for(out)
@@ -147,7 +149,8 @@ def purge(
     as_json: AsJson = False,
 ) -> None:
     """Write TUNED with the weights of the patches set back to the base's: without those skills."""
-    from keystep.nn.checkpoint import free_for, load_model
+    from keystep.files import free_for
+    from keystep.nn.checkpoint import load_model
 
     loaded = _loaded(patches)
     free_for(out)
@@ -170,7 +173,8 @@ def keep(
     """
     from keystep.edit.localize import patch_of
     from keystep.edit.localize.patch import union
-    from keystep.nn.checkpoint import check_same_kind, free_for, load_model
+    from keystep.files import free_for
+    from keystep.nn.checkpoint import check_same_kind, load_model
 
     loaded = _loaded(patches)
     free_for(out)

@@ -57,7 +57,8 @@ def forget(
     from keystep.edit.unlearn import Forget, Relearn, batches_of, report, save
     from keystep.edit.unlearn import forget as make
     from keystep.edit.unlearn import relearn as back
-    from keystep.nn.checkpoint import checkpoint_tensors, fingerprint, free_for, load_model, load_tokenizer
+    from keystep.files import free_for
+    from keystep.nn.checkpoint import checkpoint_tensors, fingerprint, load_model, load_tokenizer
     from keystep.nn.examples import sample_fingerprint
 
     given = {"method": method, "layer": layer, "alpha": alpha, "hold": hold, "watch": watch, "share": share, "part": part,

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from keystep.edit.corda.covariance import Batches, covariances, layers_prefix
 from keystep.edit.corda.decomposition import decompose, regularised
 from keystep.errors import BadInput, MissingExtra
-from keystep.nn.checkpoint import load_tokenizer, stored_tensors, transformers_for, whole
+from keystep.files import whole
+from keystep.nn.checkpoint import load_tokenizer, stored_tensors, transformers_for
 from keystep.nn.examples import Examples
 from keystep.nn.state import load_state, save_state
 

@@ -19,9 +19,9 @@ import torch
 
 from keystep.edit.localize.patch import Patch
 from keystep.errors import BadInput
+from keystep.files import whole
 from keystep.lm.base import LM, Request, Sample
 from keystep.lm.local import Local
-from keystep.nn.checkpoint import whole
 from keystep.run.skills import PromptSkill
 from keystep.skill import SkillLibrary
 

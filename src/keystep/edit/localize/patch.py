@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from keystep.errors import BadInput
-from keystep.nn.checkpoint import stored_tensors, whole
+from keystep.files import whole
+from keystep.nn.checkpoint import stored_tensors
 from keystep.nn.layers import place
 
 FORMAT = "keystep-patch-1"

@@ -20,7 +20,8 @@ from torch import Tensor
 from keystep.edit.unlearn import guarded
 from keystep.edit.unlearn.guarded import ABOUT, FORMAT, WEIGHTS, Guard, guard_of, misfit
 from keystep.errors import BadInput
-from keystep.nn.checkpoint import stored_tensors, whole
+from keystep.files import whole
+from keystep.nn.checkpoint import stored_tensors
 from keystep.nn.layers import feed_forward_blocks
 
 MAKE = "make one with: keystep edit forget"

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from keystep.nn import policy_gradient as pg
-from keystep.nn.rollout import Rows, rows, scored
+from keystep.nn.examples import Batch
+from keystep.nn.rollout import rows, scored
 from keystep.nn.tuning import load_optimiser, save_optimiser, write_json
 
 if TYPE_CHECKING:
@@ -51,13 +52,13 @@ class Learner:
             old, values = self._scored(batch)
             with self._as_reference():
                 reference, _ = self._scored(batch)
-        gap = torch.where(batch.chosen, old - reference, 0.0)
+        gap = torch.where(batch.counted, old - reference, 0.0)
         if self.head is not None and values is not None:
             given = -self.kl.coefficient * gap
-            ends = batch.chosen.long().cumsum(1).argmax(1)  # of the last chosen token; rows without one are masked anyway
+            ends = batch.counted.long().cumsum(1).argmax(1)  # of the last counted token; rows without one are masked anyway
             given[torch.arange(len(given)), ends] += gained
-            advantages, returns = pg.generalised_advantages(given, values, batch.chosen, self.settings.gamma, self.settings.lam)
-            advantages = pg.whitened(advantages, batch.chosen)
+            advantages, returns = pg.generalised_advantages(given, values, batch.counted, self.settings.gamma, self.settings.lam)
+            advantages = pg.whitened(advantages, batch.counted)
         else:
             returns = None
             advantages = pg.group_advantages(gained, self.settings.group)[:, None].expand_as(old)
@@ -70,24 +71,24 @@ class Learner:
         return {"reward": gained.mean().item(), "kl": kl, "kl_coefficient": self.kl.coefficient, **logged}
 
     def _epoch(
-        self, batch: Rows, old: Tensor, values: Tensor | None, reference: Tensor, advantages: Tensor, returns: Tensor | None
+        self, batch: Batch, old: Tensor, values: Tensor | None, reference: Tensor, advantages: Tensor, returns: Tensor | None
     ) -> dict[str, float]:  # fmt: skip
         """One step of the optimiser on the whole batch, a few rows at a time."""
         settings = self.settings
-        tokens = batch.chosen.sum().clamp(min=1)
+        tokens = batch.counted.sum().clamp(min=1)
         self.optimiser.zero_grad()
         logged = {"loss": 0.0, "clipped": 0.0, "ratio": 0.0}
         for at in range(0, len(old), settings.micro_batch):
             part = slice(at, at + settings.micro_batch)
-            some = Rows(batch.tokens[part], batch.attended[part], batch.chosen[part])
-            share = some.chosen.sum() / tokens
+            some = batch.part(part)
+            share = some.counted.sum() / tokens
             new, now = scored(self.policy.model, some, self.head)
-            found = pg.clipped_loss(new, old[part], advantages[part], some.chosen, low=settings.clip)
+            found = pg.clipped_loss(new, old[part], advantages[part], some.counted, low=settings.clip)
             loss = found.loss
             if now is not None and values is not None and returns is not None:
-                loss = loss + settings.value_weight * pg.value_loss(now, values[part], returns[part], some.chosen)
+                loss = loss + settings.value_weight * pg.value_loss(now, values[part], returns[part], some.counted)
             else:
-                loss = loss + self.kl.coefficient * pg.masked_mean(pg.kl(new, reference[part]), some.chosen)
+                loss = loss + self.kl.coefficient * pg.masked_mean(pg.kl(new, reference[part]), some.counted)
             (loss * share).backward()  # type: ignore[no-untyped-call]
             for name, value in (("loss", loss.item()), ("clipped", found.clipped), ("ratio", found.ratio)):
                 logged[name] += value * share.item()
@@ -95,11 +96,11 @@ class Learner:
         self.optimiser.step()
         return logged
 
-    def _scored(self, batch: Rows) -> tuple[Tensor, Tensor | None]:
+    def _scored(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         found = []
         for at in range(0, len(batch.tokens), self.settings.micro_batch):
             part = slice(at, at + self.settings.micro_batch)
-            found.append(scored(self.policy.model, Rows(batch.tokens[part], batch.attended[part], batch.chosen[part]), self.head))
+            found.append(scored(self.policy.model, batch.part(part), self.head))
         values = [each for _, each in found if each is not None]
         return torch.cat([each for each, _ in found]), torch.cat(values) if values else None
 

@@ -29,7 +29,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from keystep.errors import BadInput
-from keystep.nn.checkpoint import whole
+from keystep.files import whole, write_text
 from keystep.nn.tuning import Supervised, Tell, fine_tune, write_json
 from keystep.run.flags import Flag
 from keystep.run.run import Context, Run
@@ -515,8 +515,7 @@ def _cut(log: Path, step: int) -> None:
     """Take off the lines of later steps: they are made again."""
     if log.exists():
         lines = [line for line in log.read_text("utf-8").splitlines() if json.loads(line)["step"] <= step]
-        with whole(log, replace=True) as part:
-            part.write_text("".join(f"{line}\n" for line in lines), "utf-8")
+        write_text(log, "".join(f"{line}\n" for line in lines))
 
 
 def _latest(folder: Path) -> Path | None:

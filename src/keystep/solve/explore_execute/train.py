@@ -26,10 +26,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from keystep.errors import BadInput
+from keystep.files import whole
 from keystep.lm.base import draw_key
 from keystep.lm.local import fingerprint
 from keystep.nn import tuning
-from keystep.nn.checkpoint import whole
 from keystep.nn.tuning import Supervised, Tell
 from keystep.solve.explore_execute import data
 from keystep.solve.explore_execute.adherence import adherence, overlong, reward
@@ -340,13 +340,13 @@ class Rollouts:
 
 
 def token_weights(batch: Any, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], tags: Tags, weight: float) -> Any:
-    """`weight` at the tokens of plans and 1 elsewhere, [rows, length - 1] as `keystep.nn.rollout.Rows.chosen`.
+    """`weight` at the tokens of plans and 1 elsewhere, [rows, length - 1] as a batch's `counted`.
 
     The split token is the execution's first; a response without one is all plan.
     """
     import torch
 
-    found = torch.ones(batch.chosen.shape, device=batch.chosen.device)
+    found = torch.ones(batch.counted.shape, device=batch.counted.device)
     for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
         at = data.split(response, tags)
         start = len(prompt) - 1
@@ -386,8 +386,8 @@ class _Learner:
             clipped.append(self._step(batch, old, advantages, weights, chosen, found.temperature))
         logged = {
             "reward": gained.mean().item(), "right": _mean(found.right), "adherence": _mean(found.adhering),
-            "plan_entropy": -masked_mean(old, batch.chosen & in_plan).item(),  # in the mean -log p of what was drawn is the entropy
-            "execution_entropy": -masked_mean(old, batch.chosen & ~in_plan).item(),
+            "plan_entropy": -masked_mean(old, batch.counted & in_plan).item(),  # in the mean -log p of what was drawn is the entropy
+            "execution_entropy": -masked_mean(old, batch.counted & ~in_plan).item(),
             "length": _mean([len(response) for response in found.responses]), "clipped": _mean(clipped),
         }  # fmt: skip
         return {name: round(value, 6) for name, value in logged.items()}
@@ -400,7 +400,7 @@ class _Learner:
         with torch.no_grad():
             parts = range(0, len(batch.tokens), self.settings.micro_batch)
             return torch.cat(
-                [scored(self.model, _some(batch, slice(at, at + self.settings.micro_batch)), None, temperature)[0] for at in parts]
+                [scored(self.model, batch.part(slice(at, at + self.settings.micro_batch)), None, temperature)[0] for at in parts]
             )
 
     def _step(self, batch: Any, old: Any, advantages: Any, weights: Any, chosen: list[int], temperature: float) -> float:
@@ -411,17 +411,17 @@ class _Learner:
         from keystep.nn.rollout import scored
 
         settings, clipped = self.settings, 0.0
-        tokens = batch.chosen[chosen].sum().clamp(min=1)
+        tokens = batch.counted[chosen].sum().clamp(min=1)
         self.optimiser.zero_grad()
         for at in range(0, len(chosen), settings.micro_batch):
             part = chosen[at : at + settings.micro_batch]
-            some = _some(batch, part)
+            some = batch.part(part)
             new, _ = scored(self.model, some, None, temperature)
             high, dual = (DAPO_HIGH, DAPO_DUAL) if settings.dapo else (None, None)
             found = clipped_loss(
-                new, old[part], advantages[part], some.chosen, weights=weights[part], low=settings.clip, high=high, dual=dual
+                new, old[part], advantages[part], some.counted, weights=weights[part], low=settings.clip, high=high, dual=dual
             )
-            share = some.chosen.sum() / tokens
+            share = some.counted.sum() / tokens
             (found.loss * share).backward()
             clipped += found.clipped * share.item()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -439,13 +439,6 @@ class _Learner:
         saved: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=self.model.dtype, use_safetensors=True)
         self.model.load_state_dict(saved.state_dict())
         tuning.load_optimiser(self.optimiser, folder / "optimiser.safetensors")
-
-
-def _some(batch: Any, part: Any) -> Any:
-    """Some rows of a batch."""
-    from keystep.nn.rollout import Rows
-
-    return Rows(batch.tokens[part], batch.attended[part], batch.chosen[part])
 
 
 def _mean(values: Sequence[float]) -> float:
