@@ -556,3 +556,21 @@ def test_tools_run_beside_the_loop() -> None:
     gate = threading.Barrier(2)
     steps = tuple(Step(id=id, skill="wait") for id in "ab")
     carry_out(Plan(steps=steps), [tool("wait", lambda: gate.wait(30))])
+
+
+@pytest.mark.parametrize("by_tool", [True, False])
+def test_the_plan_of_the_documentation_runs(by_tool: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import keystep
+
+    def add_up(rows: list[int]) -> int:
+        if not by_tool:
+            raise RuntimeError("no calculator")
+        return sum(rows)
+
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "docs/plans.md").read_text("utf-8")
+    code = page.partition("```python\n")[2].partition("```")[0]
+    names: dict[str, Any] = {"read_rows": lambda path: [40, 2], "add_up": add_up}
+    monkeypatch.setattr(keystep, "lm", lambda name: Said(lambda prompt, index: "42" if "[40, 2]" in prompt else prompt), raising=False)
+    exec(code, names)
+    assert names["outcome"].result == "One sentence. The total is 42."
