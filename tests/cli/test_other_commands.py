@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sys
-import time
 import urllib.request
 
 import pytest
@@ -124,22 +122,13 @@ def keystep_json(result):
 
 @pytest.mark.parametrize("command", [["serve-model"], ["serve", "--majority", "3", "--key", "text"]])
 def test_the_servers_serve(here, command):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-c", "from keystep.cli import main; main()", *command, "--port", str(port)]
+    command = [sys.executable, "-c", "from keystep.cli import main; main()", *command, "--port", "0"]
     process = subprocess.Popen(command, cwd=here, stderr=subprocess.PIPE, text=True)
     try:
-        for _ in range(200):
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models", timeout=5) as answer:
-                    assert json.load(answer)["data"][0]["id"] == "embedded"
-                break
-            except OSError:
-                assert process.poll() is None
-                time.sleep(0.1)
-        else:
-            pytest.fail("it never answered")
+        assert process.stderr is not None
+        address = process.stderr.readline().partition(" at ")[2].split()[0]
+        with urllib.request.urlopen(f"{address}/models", timeout=20) as answer:
+            assert json.load(answer)["data"][0]["id"] == "embedded"
     finally:
         process.terminate()
         process.communicate(timeout=20)
@@ -160,3 +149,9 @@ def test_the_servers_serve(here, command):
 def test_serve_names_what_it_cannot_take(keystep, flags, named):
     result = keystep("serve", *flags)
     assert result.exit_code == 2 and named in result.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("command", ["serve", "serve-model"])
+def test_an_address_is_told_once_it_is_listened_at(keystep, command):
+    result = keystep(command, "--host", "0.0.0.0")
+    assert result.exit_code == 2 and "serving" not in result.stderr

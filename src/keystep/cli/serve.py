@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -75,8 +76,8 @@ def serve(
         voted = {lm.name: Voted(lm, **shared) for lm in models}
         if otel:
             signal.signal(signal.SIGTERM, signal.default_int_handler)  # then, too, what has been made is sent off
-        typer.echo(f"serving voted answers of {', '.join(voted)} at http://{host}:{port}/v1 (stop with Ctrl-C)", err=True)
-        serve_application(app(voted, default=default, most_votes=most_votes), host, port, allow_remote=allow_remote)
+        proxy = app(voted, default=default, most_votes=most_votes)
+        serve_application(proxy, host, port, allow_remote=allow_remote, ready=_saying(f"voted answers of {', '.join(voted)}"))
 
 
 def serve_model(model: Models = None, host: Host = "127.0.0.1", port: Port = MODEL_PORT) -> None:
@@ -85,5 +86,8 @@ def serve_model(model: Models = None, host: Host = "127.0.0.1", port: Port = MOD
     from keystep.lm.server import serve
 
     lms = {name: lm(name) for name in model or [MODEL]}
-    typer.echo(f"serving {', '.join(lms)} at http://{host}:{port}/v1 (stop with Ctrl-C)", err=True)
-    serve(lms, host, port)
+    serve(lms, host, port, ready=_saying(", ".join(lms)))
+
+
+def _saying(what: str) -> Callable[[str], None]:
+    return lambda address: typer.echo(f"serving {what} at {address}/v1 (stop with Ctrl-C)", err=True)

@@ -32,6 +32,12 @@ def listen(host: str, port: int, *, risk: str) -> socket.socket:
     return listening
 
 
+def address(host: str, listening: socket.socket) -> str:
+    """Where such a socket is reached."""
+    shown = f"[{host.strip('[]')}]" if ":" in host else host
+    return f"http://{shown}:{listening.getsockname()[1]}"
+
+
 def _is_loopback(host: str) -> bool:
     try:
         return ip_address(host.strip("[]")).is_loopback

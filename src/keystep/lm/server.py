@@ -23,7 +23,7 @@ from starlette.routing import Route
 
 from keystep.errors import BadInput, KeystepError
 from keystep.lm.base import LM, Request, Sample
-from keystep.lm.listen import listen
+from keystep.lm.listen import address, listen
 from keystep.lm.wire import Asked, UnknownModel, error_answer, field, read_json, texts, usage
 
 log = logging.getLogger(__name__)
@@ -32,19 +32,25 @@ T = TypeVar("T")
 Answering = Callable[[HttpRequest, LM, Asked], Awaitable[Response]]
 
 
-def serve(lms: Mapping[str, LM], host: str = "127.0.0.1", port: int = 8377, *, allow_remote: bool = False) -> None:
-    """Serve until interrupted.
+def serve(
+    lms: Mapping[str, LM], host: str = "127.0.0.1", port: int = 8377, *, allow_remote: bool = False,
+    ready: Callable[[str], None] = lambda address: None,
+) -> None:  # fmt: skip
+    """Serve until interrupted; `ready` is told the address, once it can be reached.
 
     Raises:
         BadInput: an address that other machines reach, unless `allow_remote`; a port that is taken.
     """
-    serve_application(app(lms), host, port, allow_remote=allow_remote)
+    serve_application(app(lms), host, port, allow_remote=allow_remote, ready=ready)
 
 
-def serve_application(application: Starlette, host: str, port: int, *, allow_remote: bool = False) -> None:
+def serve_application(
+    application: Starlette, host: str, port: int, *, allow_remote: bool = False, ready: Callable[[str], None] = lambda address: None
+) -> None:  # fmt: skip
     """`serve`, for an application."""
     risk = "" if allow_remote else "anyone who reaches this address can use the models"
     with listen(host, port, risk=risk) as listening, suppress(KeyboardInterrupt):
+        ready(address(host, listening))
         uvicorn.Server(uvicorn.Config(application, log_level="warning")).run(sockets=[listening])
 
 
@@ -144,7 +150,7 @@ async def _events(first: dict[str, Any], rest: AsyncGenerator[dict[str, Any]]) -
             async for chunk in rest:
                 yield _event(chunk)
         except Exception as error:
-            log.warning("a stream broke off", exc_info=error)
+            log.warning("a stream broke off: %s", error, exc_info=None if isinstance(error, KeystepError) else error)
             yield _event(error_answer(error)[1])
             return
     yield "data: [DONE]\n\n"

@@ -26,7 +26,7 @@ from starlette.responses import HTMLResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 
 from keystep.errors import BadInput, KeystepError
-from keystep.lm.listen import listen
+from keystep.lm.listen import address, listen
 from keystep.lm.redact import redact
 from keystep.run.journal import Journal
 from keystep.run.journal_reader import CHUNK
@@ -51,8 +51,7 @@ def serve(journal: Journal, host: str = "127.0.0.1", port: int = 0, *, ready: Ca
     with listen(host, port, risk="anyone who reaches this address can read the runs") as listening, suppress(KeyboardInterrupt):
         config = uvicorn.Config(app(journal, lambda: server.should_exit, host), log_level="warning", timeout_graceful_shutdown=5)
         server = uvicorn.Server(config)
-        shown = f"[{host.strip('[]')}]" if ":" in host else host
-        ready(f"http://{shown}:{listening.getsockname()[1]}")
+        ready(address(host, listening))
         server.run(sockets=[listening])
 
 
