@@ -136,10 +136,13 @@ def test_a_stream_tells_how_the_vote_goes_then_the_answer_then_the_usage(client)
 
 
 def test_a_stream_without_a_winner_is_noted_in_one_line(caplog):
-    with served(torn=Voted(Worker([0.5, 0.5]), vote=AheadBy(5, cap=5))) as address:
-        with openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0) as client:
-            with pytest.raises(openai.APIError, match="no winner after 5 samples"):
-                list(ask(client, PROMPTS[1], "torn", stream=True, seed=1))
+    torn = Voted(Worker([0.5, 0.5]), vote=AheadBy(5, cap=5))
+    with (
+        served(torn=torn) as address,
+        openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0) as client,
+        pytest.raises(openai.APIError, match="no winner after 5 samples"),
+    ):
+        list(ask(client, PROMPTS[1], "torn", stream=True, seed=1))
     assert [record.exc_info for record in caplog.records] == [None] and "no winner after 5 samples" in caplog.text
 
 
