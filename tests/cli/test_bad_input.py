@@ -47,6 +47,8 @@ from keystep.cli import app
         ("run hanoi --model embedded --prices none.json", "model: this model does not take these options: prices"),
         ("run hanoi --record a --replay b", "--record and --replay: exclude each other"),
         ("run hanoi --journal /nowhere/x.db", "--journal: the journal cannot be used"),
+        ("run hanoi --journal=", "--journal: is empty: nothing would be kept. name a file"),
+        ("runs --journal=", "--journal: is empty"),
         ("run hanoi --journal what://x", "journal: only SQLite and PostgreSQL can hold a journal"),
         ("run hanoi --nope", "No such option: --nope"),
         ("run", "Missing argument"),

@@ -194,3 +194,7 @@ def test_while_another_process_writes_the_space_is_given_back_later(keystep, jou
     result = keystep("prune", "one", "--yes")
     assert result.stderr.startswith("note: the space is given back by a later prune: the journal cannot be used: database is locked")
     assert result.exit_code == 0 and "deleted one" in result.stdout and names() == {"many", "stopped"}
+
+
+def test_the_help_says_which_extra(keystep):
+    assert "keystep[parquet]" in keystep("export", "--help").stdout

@@ -35,6 +35,8 @@ def test_runs_and_show(keystep, use):
     assert all(each["candidates"] or each["flagged"] for each in hard)
     text = keystep("show", finished["run_id"]).stdout
     assert "15 steps" in text and "hardest steps" in text
+    none = keystep("show", finished["run_id"], "--hard", "0").stdout
+    assert "15 steps" in none and "hardest steps" not in none and "no step was disputed" not in none
     assert keystep("show", "nobody").exit_code == 2
 
 

@@ -32,7 +32,7 @@ class Format(str, Enum):  # noqa: UP042  (what typer takes)
 
 def export(
     run: Annotated[str, typer.Argument(metavar="RUN", help="The run's name; `keystep runs` lists them.")],
-    format: Annotated[Format, typer.Option("--format", help="jsonl, or parquet (pip install 'keystep[parquet]').")] = Format.jsonl,
+    format: Annotated[Format, typer.Option("--format", help="jsonl, or parquet (pip install 'keystep\\[parquet]').")] = Format.jsonl,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="A new file; standard output when left out (jsonl).")] = None,
     journal: JournalUrl = JOURNAL,
 ) -> None:

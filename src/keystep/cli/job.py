@@ -216,6 +216,8 @@ def open_journal(url: str, *, must_exist: bool = True) -> Journal:
     Raises:
         BadInput: it is not there, or it cannot be opened.
     """
+    if not url:
+        raise BadInput("is empty: nothing would be kept", field="--journal", mend="name a file, for instance runs.db")
     path = Path(url.removeprefix("sqlite:///")) if url.startswith("sqlite:///") or "://" not in url else None
     if must_exist and path is not None and not path.exists():
         raise BadInput("there is no journal here", field="--journal", value=url, mend="name the one the run was begun with")

@@ -73,7 +73,7 @@ def show(
         work = {"identity": row["identity"], "spec": row["spec"], "result": row["result"]}
         typer.echo(json.dumps({**about, **work, "hardest": hardest, "undecided": waiting}))
         return
-    _print(about, hardest, waiting)
+    _print(about, hardest, waiting, hard)
     if isinstance(row["spec"], dict) and row["spec"].get("forecast") and about["status"] == "finished":
         from rich.console import Console
 
@@ -156,7 +156,8 @@ def _step(path: str, row: Row) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _print(about: dict[str, Any], hardest: list[dict[str, Any]], waiting: list[dict[str, Any]]) -> None:
+def _print(about: dict[str, Any], hardest: list[dict[str, Any]], waiting: list[dict[str, Any]], asked_for: int) -> None:
+    """`asked_for`: how many hard steps were wanted."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -175,7 +176,7 @@ def _print(about: dict[str, Any], hardest: list[dict[str, Any]], waiting: list[d
             votes = each["candidates"] or {json.dumps(each["answer"], ensure_ascii=False): each["samples"] - each["flagged"]}
             table.add_row(*map(Text, (each["step"], str(each["samples"]), str(each["flagged"]), _votes(votes))))
         console.print(table)
-    elif about["steps"]:
+    elif about["steps"] and asked_for:
         console.print(Text("no step was disputed"))
     for each in waiting:
         ledger = each["ledger"]
