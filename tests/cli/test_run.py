@@ -244,16 +244,19 @@ def test_a_recording_replays_the_whole_of_it_offline(keystep, server):
 # The real thing: processes, a server, signals.
 
 
-def test_over_http_and_stopped_with_ctrl_c(here, server):
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_over_http_and_told_to_stop(here, server, how):
     server.slow_after, server.pause = 5, 0.3
     options = ["--model", server.model, "--first", "--quiet"]
     process = subprocess.Popen([*COMMAND, *HANOI, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=here)
     while server.asked < 8 and process.poll() is None:
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(how)
     out, err = process.communicate(timeout=30)
     assert process.returncode == 3 and out == "" and "Traceback" not in err
     assert "Go on with: keystep resume" in err
+    (stopped,) = Journal("runs.db").all_runs()
+    assert (stopped["status"], stopped["why"]) == ("stopped", "told to stop")
     server.slow_after = 10**9
     asked = server.asked
     again = subprocess.run([*COMMAND, "resume", "--json"], capture_output=True, text=True, cwd=here, timeout=60)

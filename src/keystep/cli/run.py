@@ -16,6 +16,7 @@ from keystep.cli.defaults import AHEAD_BY, JOURNAL, MODEL, AsJson, pairs
 from keystep.cli.defaults import number_option as _number
 from keystep.cli.defaults import whole_option as _whole
 from keystep.cli.forecast import TARGET, forecast_first
+from keystep.cli.stopping import stoppable
 from keystep.cli.telemetry import Otel, OtelContent, sent
 from keystep.errors import BadInput, KeystepError, Undecided
 
@@ -206,9 +207,9 @@ def _carry_out(
                 typer.echo(f"settle it: keystep decide {run.id} {error.step} ANSWER{where}", err=True)
             typer.echo(f"go on with: {resume_command(run.id, journal)}", err=True)
         raise typer.Exit(error.exit_code) from None
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
         if not run.journal.run(run.id, missing_ok=True):
-            raise
+            raise KeyboardInterrupt from None
         typer.echo(
             f"stopped after {run.meter.steps:,} steps; all of them are kept. Go on with: {resume_command(run.id, journal)}", err=True
         )
@@ -227,6 +228,7 @@ async def _work(
     from keystep.cli.show import comparing, following
     from keystep.run.compare import compare
 
+    stoppable()
     try:
         if forecast is not None:
             job = await forecast_first(job, run.asking, work, as_json, quiet, **forecast)

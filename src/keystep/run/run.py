@@ -233,7 +233,8 @@ class Run:
     def _stop(self, error: BaseException) -> None:
         if self.asking.spans is not None:
             self.asking.spans.failed(error)
-        self._end("stopped", why=str(error) if isinstance(error, KeystepError) else type(error).__name__)
+        told = isinstance(error, asyncio.CancelledError | KeyboardInterrupt)  # by Ctrl-C, or by the program that runs it
+        self._end("stopped", why=str(error) if isinstance(error, KeystepError) else "told to stop" if told else type(error).__name__)
 
     def _end(self, status: str, *, why: str | None = None, result: Any = None) -> None:
         if self._open:
