@@ -55,6 +55,7 @@ def records(path: Path) -> tuple[list[Any], str]:
 
 
 def _table(text: str, delimiter: str, shown: str) -> list[dict[str, str]]:
+    usual = csv.field_size_limit(MOST_BYTES)  # a field may be as long as the file
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     found: list[dict[str, str]] = []
     try:
@@ -70,6 +71,8 @@ def _table(text: str, delimiter: str, shown: str) -> list[dict[str, str]]:
                 found.append(dict(zip(header, row, strict=True)))
     except csv.Error as error:
         raise BadInput(f"{shown}, line {rows.line_num}: {error}", field="data", mend="save it as plain CSV") from None
+    finally:
+        csv.field_size_limit(usual)
     return found
 
 
