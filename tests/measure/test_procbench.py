@@ -323,7 +323,7 @@ def test_a_question_of_another_task_is_refused_where_it_is_needed():
         ({"tasks": [0]}, "set tasks: is no task"),
         ({"tasks": [14]}, "set tasks: needs sentences"),
         ({"sentences": "none.txt"}, "set sentences: cannot be read"),
-        ({"data": "none"}, "cannot be read"),
+        ({"data": "none"}, "cannot be read .*name a file that is there"),
         ({"shortest": 9, "longest": 3}, "no problem is left"),
         ({"tasks": [23], "shortest": 40, "longest": 40}, "set shortest, longest: no instance of FindCyclic"),
     ],
