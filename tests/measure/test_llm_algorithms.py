@@ -510,6 +510,8 @@ def test_decompose(command):
     again = json.loads(command(*asked).stdout)
     assert command.worker.asked == before and again["chosen"] == result["chosen"]
     assert "chosen: parts of" in command(*asked[:-1]).stdout
+    voted = command(*asked, "--majority", "3", "--base-url", "http://b/v1")
+    assert voted.stderr.count("note: at temperature 0 one model") == 1
 
 
 def test_decompose_a_graph(command, tmp_path):

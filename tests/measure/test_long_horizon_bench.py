@@ -172,7 +172,7 @@ def test_intervals_hold_what_they_say():
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"ways": ["window-0"]}, "window-0 is no way"),
+        ({"ways": ["window-0"]}, "set ways: window-0 is no way"),
         ({"ways": []}, "at least one way"),
         ({"ways": ["fresh", "fresh"]}, "each once"),
         ({"errors": [1.5]}, "from 0 to 1"),

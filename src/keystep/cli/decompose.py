@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from keystep.cli.defaults import JOURNAL, MODEL, AsJson, number, whole
+from keystep.cli.defaults import JOURNAL, MODEL, AsJson, noted, number, whole
 from keystep.errors import BadInput
 
 if TYPE_CHECKING:
@@ -94,6 +94,8 @@ def decompose(
     about = {"task": task, "model": model, "majority": majority, "temperature": temperature}
     about |= {name: value for name, value in asdict(wish).items() if name != "algorithm"}
     asked = [about[name] for name in ("task", "n", "sizes", "trials", "model", "majority", "temperature", "seed")]
+    if base_url is not None:
+        asked.append(base_url)
     stem = f"{task}-{blake2b(json.dumps(asked).encode(), digest_size=5).hexdigest()}"
     job = Job.of({"procedure": f"decompose {task}", "model": model, "base_url": base_url, "api_key_env": api_key_env, "seed": seed,
                   "temperature": temperature, "majority": majority})  # fmt: skip
@@ -101,7 +103,8 @@ def decompose(
 
     def begun(part: str) -> Run:
         rule = Majority(majority, cap=max(100, 10 * majority))
-        return Run(lm, vote=rule, seed=seed, journal=store, id=f"decompose-{stem}-{part}", sampling=job.sampling())
+        with noted(said=part == "pilot"):  # once
+            return Run(lm, vote=rule, seed=seed, journal=store, id=f"decompose-{stem}-{part}", sampling=job.sampling())
 
     try:
         found = asyncio.run(_all(wish, begun, quiet))

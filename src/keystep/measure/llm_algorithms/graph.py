@@ -280,6 +280,7 @@ def load(path: str | Path) -> Given:
         raise BadInput(f"cannot be read ({error.strerror})", field="graph", value=str(path), mend="name a JSON file") from None
     except ValidationError as error:
         first = error.errors()[0]
-        raise BadInput(first["msg"], field=f"graph {'.'.join(map(str, first['loc']))}", value=first["input"]) from None
+        where = ".".join(map(str, first["loc"]))
+        raise BadInput(first["msg"].removeprefix("Value error, "), field=f"graph {where}".strip(), value=first["input"]) from None
     except (ValueError, RecursionError) as error:
         raise BadInput(f"is not JSON ({error})", field="graph", value=str(path), mend="see the page on LLM-based algorithms") from None
