@@ -95,3 +95,21 @@ def test_a_card_measures_answers_of_every_length_as_if_each_were_alone():
         end = list(row).index(0, strings.PROMPT) + 1
         one, greedy = answer_probabilities(ensemble.members[1], row[None, : strings.PROMPT], row[None, strings.PROMPT : end])
         assert found.p[1, number] == pytest.approx(one[0], rel=1e-4) and found.right[1, number] == greedy[0]
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "said"),
+    [
+        (card, ["nothing"], "arithmetic"),
+        (train, ["hanoi", "--member", "5"], "0 to 4"),
+        (train, ["hanoi", "--member", "-1"], "0 to 4"),
+        (scan, ["--disks", "30"], "3-20"),
+        (scan, ["--member", "9"], "0-4"),
+        (scan, ["--run", "some"], "--journal"),
+    ],
+)
+def test_what_the_scripts_cannot_do_is_said(monkeypatch, capsys, script, arguments, said):
+    monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *arguments])
+    with pytest.raises(SystemExit, match="2"):
+        script.main()
+    assert said in capsys.readouterr().err

@@ -416,7 +416,7 @@ def page(card: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("ensemble")
+    parser.add_argument("ensemble", choices=sorted(path.stem for path in WEIGHTS.glob("*.safetensors")))
     name = parser.parse_args().ensemble
     card = make_card(name)
     (WEIGHTS / f"{name}.card.json").write_text(json.dumps(card, indent=1) + "\n")

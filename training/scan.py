@@ -154,12 +154,14 @@ def picture(path: Path, p: Floats, samples: NDArray[np.int64] | None) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--disks", type=int, default=20)
-    parser.add_argument("--member", type=int, help="scan this member only")
+    parser.add_argument("--disks", type=int, choices=range(3, 21), metavar="3-20", default=20)
+    parser.add_argument("--member", type=int, choices=range(5), metavar="0-4", help="scan this member only")
     parser.add_argument("--temperature", type=float, choices=TEMPERATURES, default=1.0, help="of the picture and of --run")
     parser.add_argument("--journal")
     parser.add_argument("--run")
     arguments = parser.parse_args()
+    if (arguments.journal is None) != (arguments.run is None):
+        parser.error("--journal and --run go together")
     torch.set_num_threads(1)
     ensemble, disks = load(ENSEMBLE), arguments.disks
     if arguments.member is not None:

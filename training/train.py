@@ -381,6 +381,8 @@ def main() -> None:
     BUILD.mkdir(exist_ok=True)
     name = arguments.ensemble
     members = ENSEMBLES[name]
+    if arguments.member is not None and not 0 <= arguments.member < len(members):
+        parser.error(f"argument --member: {name} has the members 0 to {len(members) - 1}")
     for number in [arguments.member] if arguments.member is not None else range(len(members)):
         kind, member, label = KINDS[name.removesuffix("-large")], members[number], f"{name} {number}"
         last = BUILD / f"{name}-{number}.safetensors"

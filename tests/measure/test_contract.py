@@ -132,6 +132,8 @@ def test_the_same_command_again_asks_nothing_again(name, scripted, tmp_path):
     assert scripted.drawn == asked and again["summary"] == found["summary"]
     other = json.loads(bench(*flags(name), "--json", "--seed", "1").stdout)
     assert scripted.drawn > asked and other["run_id"] != found["run_id"]
+    there, elsewhere = (json.loads(bench(*flags(name), "--json", "--base-url", url).stdout) for url in ("http://a/v1", "http://b/v1"))
+    assert len({run["run_id"] for run in (found, there, elsewhere)}) == 3  # two servers' models of one name are two models
     report = (tmp_path / found["report"]).read_text("utf-8")
     assert "<script" not in report and "<b>hostile" not in report and "&lt;b&gt;hostile" in report
     assert report.count("<svg") == report.count("</svg>") >= 1
@@ -219,3 +221,9 @@ def test_a_report_escapes_all_it_is_given():
     text = page(bad, {bad: bad, "list": [bad]}, {"summary": {bad: None}, "tables": {bad: [{bad: bad}], "empty": []}}, ["<svg></svg>"])
     assert "<img" not in text and text.count("&lt;img") >= 8
     assert "default-src 'none'" in text
+
+
+@EVERY
+def test_a_vote_that_buys_nothing_is_noted(name, scripted, recwarn):
+    said = bench(*flags(name), "--majority", "3", "--model", "openai:one").stderr
+    assert "note: at temperature 0 one model gives the same vote every time" in said and not recwarn.list

@@ -44,9 +44,10 @@ from keystep.measure.llm_algorithms import (
     retrieval_augmented,
 )
 from keystep.measure.llm_algorithms.costs import overlapping, sizes
-from keystep.measure.llm_algorithms.curves import power_law
+from keystep.measure.llm_algorithms.curves import power_law, rising_affine
 from keystep.measure.llm_algorithms.graph import folded
 from keystep.measure.llm_algorithms.predict import retrieval_error
+from keystep.measure.llm_algorithms.profile import Call
 from keystep.measure.llm_algorithms.run import means
 from keystep.measure.llm_algorithms.tasks import cut, distances, falls, merged
 from keystep.run import First, Journal, Majority, Run
@@ -211,13 +212,34 @@ def test_divide_and_conquer():
     assert scaled.worst == pytest.approx(4)
 
 
+def test_a_node_that_several_read_errs_once():
+    nodes = [Node(name="a", size=1), Node(name="b", needs=("a",)), Node(name="c", needs=("a",)), Node(name="d", needs=("b", "c"))]
+    twice = Pipeline(nodes).estimate(lambda m: CallError(1.0, mean=0.5, sd=3.0))
+    assert (twice.worst, twice.bias, twice.sd) == (2, 1, 6)  # its error comes twice, and does not average out: not 3 sqrt(2)
+    once = Pipeline(nodes, "any").estimate(lambda m: CallError(0.2))
+    assert once.worst == pytest.approx(0.2) and once.expected == pytest.approx(0.2)
+
+
 def test_a_graph_of_ones_own(tmp_path):
     file = tmp_path / "graph.json"
     nodes = [{"name": "a", "size": 40}, {"name": "b", "size": 40}, {"name": "all", "needs": ["a", "b"]}]
     file.write_text(json.dumps({"nodes": nodes, "error": {"scale": 0.1}, "cost": {"system": 60}, "speed": {"start": 1}}))
     estimate = load(file).estimate(1)
     assert (estimate.calls, estimate.tokens_in, estimate.seconds, estimate.ideal) == (2, 200, 2, 1) and estimate.worst == pytest.approx(8)
-    for wrong in (b"", b"[]", b'{"nodes": []}', b'{"nodes": [{"name": "a", "size": -1}]}', b'{"nodes": 3}', b"[" * 100_000, b"\xff"):
+    for wrong in (
+        b"",
+        b"[]",
+        b'{"nodes": []}',
+        b'{"nodes": [{"name": "a", "size": -1}]}',
+        b'{"nodes": 3}',
+        b"[" * 100_000,
+        b"\xff",
+        b'{"nodes": [{"name": "a", "size": 1e999}]}',
+        b'{"nodes": [{"name": "a", "size": 5}], "prices": {"token_in": -1}}',
+        b'{"nodes": [{"name": "a", "size": 5}], "speed": {"start": NaN}}',
+        b'{"nodes": [{"name": "a", "size": 9}], "error": {"scale": 1, "power": 1e9}}',
+        b'{"nodes": [{"name": "a", "size": 1e200}]}',
+    ):
         file.write_bytes(wrong)
         with pytest.raises(BadInput):
             load(file).estimate()
@@ -252,6 +274,19 @@ def test_the_rising_curve_is_isotonic_regression(points):
     wanted = optimize.isotonic_regression([points[m] for m in sorted(points)]).x
     assert curve.values == pytest.approx(list(wanted), abs=1e-9)
     assert curve(0) == curve.values[0] and curve(1000) == curve.values[-1]
+
+
+def test_the_speed_of_calls_is_fitted_without_negative_parts():
+    """Noise that makes a part of the free fit negative must not leave the others as they were with it."""
+    drawn = np.random.default_rng(0)
+    calls = [Call(m, 27 + m, m - 1, 0.02 + drawn.uniform(0, 0.002)) for m in (20, 50, 100) for _ in range(3)]
+    speed = Profile(tuple(calls)).speed()
+    assert min(speed.start, speed.token_in, speed.token_out) >= 0
+    assert [speed.seconds(call.tokens_in, call.tokens_out) for call in calls] == pytest.approx([0.021] * 9, abs=0.002)
+    for _ in range(20):
+        rows, values = drawn.random((8, 2)), drawn.normal(size=8)
+        found = rising_affine(rows.tolist(), values.tolist())
+        assert found == pytest.approx(optimize.nnls(np.column_stack([np.ones(8), rows]), values)[0], abs=1e-6)
 
 
 def test_power_law():
@@ -475,11 +510,15 @@ def test_decompose(command):
     again = json.loads(command(*asked).stdout)
     assert command.worker.asked == before and again["chosen"] == result["chosen"]
     assert "chosen: parts of" in command(*asked[:-1]).stdout
+    voted = command(*asked, "--majority", "3", "--base-url", "http://b/v1")
+    assert voted.stderr.count("note: at temperature 0 one model") == 1
 
 
 def test_decompose_a_graph(command, tmp_path):
     (tmp_path / "g.json").write_text('{"nodes": [{"name": "a", "size": 40}], "error": {"scale": 0.1}}')
     assert json.loads(command("--graph", "g.json", "--json").stdout)["worst"] == pytest.approx(4)
+    for odd in (("counting",), ("--parallel", "0")):
+        assert command("--graph", "g.json", *odd).exit_code == 2
     command("counting", "--n", "20", "--sizes", "10", "--trials", "2", "--problems", "1", "--journal", "j.db", "--quiet")
     journal = Journal("j.db")
     [first, *_] = [row["id"] for row in journal.all_runs()]
@@ -503,6 +542,11 @@ def test_decompose_a_graph(command, tmp_path):
         ("counting", "--problems", "-1"),
         ("retrieval", "--n", "20"),
         ("--graph", "none.json"),
+        ("counting", "--speed-of", "none"),
+        ("counting", "--price-in", "-1"),
+        ("counting", "--price-out", "nan"),
+        ("retrieval", "--n", "2000", "--sizes", "20,30", "--trials", "2"),
+        ("retrieval-augmented", "--n", "2000", "--sizes", "20,30", "--trials", "2"),
         ("sorting", "--sizes", "a"),
     ],
 )

@@ -172,7 +172,7 @@ def test_intervals_hold_what_they_say():
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"ways": ["window-0"]}, "window-0 is no way"),
+        ({"ways": ["window-0"]}, "set ways: window-0 is no way"),
         ({"ways": []}, "at least one way"),
         ({"ways": ["fresh", "fresh"]}, "each once"),
         ({"errors": [1.5]}, "from 0 to 1"),
@@ -194,3 +194,15 @@ def test_words_of_ones_own(tmp_path):
     file.write_text("bread\nstone\nlonger-one\nbread\nwater\n")
     problems = BENCH.problems(Settings(words=str(file), size=3, instances=1, horizon=4), 0)
     assert sorted(problems[0]["dictionary"]) == ["bread", "stone", "water"]
+
+
+def test_a_shorter_last_turn_ends_with_the_plan():
+    bench = benchmark("long-horizon-execution")
+    found = Settings(instances=3, horizon=10, per_turn=4, drawn=20)
+    problems = bench.problems(found, 0)
+    sums = [[{"sum": total, "text": ""} for total in true_sums(problem)] for problem in problems]
+    right = bench.score(found, problems, sums)["summary"]
+    assert right["H 0.5"] is None and right["steps before the first error"] == 10
+    scores = bench.score(found, problems, [row[:-1] for row in sums])
+    assert scores["summary"]["H 0.5"] == scores["summary"]["H 0.8"] == 10 and scores["summary"]["steps before the first error"] == 8
+    assert scores["tables"]["By way"][0]["H 0.5 interval"] == "10 to 10"

@@ -172,6 +172,7 @@ def test_texts():
     assert extract('Let me see {"x": 1}. {"final": "z"}\n```json\n{"intermediate": ["a"], "final": "b"}\n```') == two
     assert extract('{ "final": "b", "intermediate": ["a"]} done') == two
     assert extract('{"intermediate": [], "final": 1} then {"intermediate": ["a"], "final": "b"}') == two
+    assert extract('{"task": "Sort", "notes": {"n": 2}, "intermediate": ["a"], "final": "b"}') == two  # other keys come first
     assert extract("Step 2: [1, 2]\nstep 1: 0x1\n**Final state:** 1e5") == {"intermediate": ["0x1", [1, 2]], "final": "1e5"}
     assert extract('final: "a b"') == {"intermediate": [], "final": "a b"}
     for text in ("", "the answer is b", '{"intermediate": "a", "final": "b"}', '{"intermediate": ["a"]}', "final:", '{"final":' * 9000):
@@ -180,7 +181,7 @@ def test_texts():
 
 
 def test_long_hostile_texts_are_read_in_no_time():
-    for part in ("* ", "step 1:", "final:", "final: *", "-", '{"final":', "[", "#\n", "step 1: *\n", '{"final": [ '):
+    for part in ("* ", "step 1:", "final:", "final: *", "-", '{"final":', "[", "#\n", "step 1: *\n", '{"final": [ ', '{"intermediate": ['):
         with contextlib.suppress(Flag):
             extract(part * 200_000 + "x")
 
@@ -322,9 +323,9 @@ def test_a_question_of_another_task_is_refused_where_it_is_needed():
         ({"tasks": [0]}, "set tasks: is no task"),
         ({"tasks": [14]}, "set tasks: needs sentences"),
         ({"sentences": "none.txt"}, "set sentences: cannot be read"),
-        ({"data": "none"}, "cannot be read"),
+        ({"data": "none"}, "cannot be read .*name a file that is there"),
         ({"shortest": 9, "longest": 3}, "no problem is left"),
-        ({"tasks": [23], "shortest": 40, "longest": 40}, "set longest: no instance of FindCyclic"),
+        ({"tasks": [23], "shortest": 40, "longest": 40}, "set shortest, longest: no instance of FindCyclic"),
     ],
 )
 def test_settings_that_cannot_be(given, said, tmp_path, monkeypatch):
@@ -340,6 +341,8 @@ def test_sentences_come_from_a_file(tmp_path):
     (tmp_path / "s.txt").write_text("\n".join([*SENTENCES, "naïve lines are left out", ""]), "utf-8")
     found = BENCH.problems(Settings(sentences=str(tmp_path / "s.txt"), tasks=[14, 18, 20], shortest=7, longest=7, each=3), 0)
     assert len(found) == 9 and not any("ï" in problem["question"] for problem in found)
+    with pytest.raises(BadInput, match="of exactly so many different words"):
+        BENCH.problems(Settings(sentences=str(tmp_path / "s.txt"), tasks=[14], shortest=60, longest=60), 0)
     (tmp_path / "s.txt").write_text("ï\n")
     with pytest.raises(BadInput, match="no usable sentence"):
         BENCH.problems(Settings(sentences=str(tmp_path / "s.txt")), 0)

@@ -679,11 +679,17 @@ def test_the_benchmarks_settings(tmp_path):
         bench.problems(Settings(tools="a.json"), 0)
     with pytest.raises(BadInput):
         bench.problems(Settings(n=3, demos=("nobody",)), 0)
+    for alone in ({"demos": ("1",)}, {"links": "graph_desc.json"}):  # nothing would come of them
+        with pytest.raises(BadInput):
+            bench.problems(Settings(n=3, **alone), 0)
     assert bench.problems(Settings(n=4), 7) == bench.problems(Settings(n=4), 7) != bench.problems(Settings(n=4), 8)
     tools, data = tmp_path / "tool_desc.json", tmp_path / "data.json"
     tools.write_text(json.dumps({"nodes": [tool.as_json() for tool in MEDIA.tools.values()]}))
     data.write_text("\n".join(json.dumps(problem) for problem in bench.problems(Settings(n=5), 0)))
     own = Settings(tools=str(tools), data=str(data), demos=("1",))
+    assert Settings.model_validate({"tools": str(tools), "data": str(data), "demos": [1]}) == own  # as --set "demos=[1]" reads it
+    with pytest.raises(BadInput, match="nobody"):
+        bench.problems(own.model_copy(update={"demos": ("nobody",)}), 0)
     problems = bench.problems(own, 0)
     assert [problem["id"] for problem in problems] == ["0", "2", "3", "4"]
     asked = bench.procedure(own, problems[0])

@@ -274,7 +274,7 @@ def test_built_in_by_name():
         ("multiply", {"question": f"{'1' * 5000} × 2"}, "question"),
         ("multiply", {"question": 3}, "question"),
         ("multiply", {"answer": "twelve"}, "answer"),
-        ("add", {"id": 3}, "id"),
+        ("add", {"id": [3]}, "id"),
         ("sort", {"values": []}, "values"),
         ("sort", {"values": [1.5, 2]}, "values"),
         ("sort", {"values": "[1, 2]"}, "values"),
@@ -303,3 +303,15 @@ def test_different_work_has_different_identities():
         Sort([4, 3], answer="[3, 4]"),
     ]
     assert len({str(kind.identity()) for kind in kinds}) == len(kinds)
+
+
+def test_answers_and_ids_may_be_numbers_and_lists():
+    """As `--set answer=156` and a file's {"answer": 156} are read."""
+    product = builtin("multiply", {"question": "12 × 13", "answer": 156, "id": 7})
+    assert product.identity() == builtin("multiply", {"question": "12 × 13", "answer": "156"}).identity()
+    assert product.check(list(truths(product))) is None
+    assert builtin("multiply", {"question": "12 × 13", "answer": 157}).check(list(truths(product))) is not None
+    assert builtin("sort", {"question": "[3, 1, 2]", "answer": [1, 2, 3]}).expected == [1, 2, 3]
+    for question in ({"Add": "12 + 13"}, True, [1], None):
+        with pytest.raises(BadInput, match=r"question: is a text .*in quotes" if question else "in quotes"):
+            builtin("add", {"question": question})

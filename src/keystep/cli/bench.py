@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from keystep.cli.defaults import JOURNAL, MODEL, AsJson, number, pairs, whole
+from keystep.cli.defaults import JOURNAL, MODEL, AsJson, noted, number, pairs, whole
 from keystep.errors import BadInput, KeystepError, MissingExtra
 from keystep.files import write_text
 
@@ -63,7 +63,7 @@ def bench(
         _finish(chosen, about, chosen.score(found, problems, answers), out, f"{name}-{_digest(about)}", as_json)
         return
     sampling = {"temperature": temperature, "max_tokens": max_tokens, "ahead_by": ahead_by, "majority": majority}
-    about = {"model": model, **sampling, **about}
+    about = {"model": model, **({} if base_url is None else {"base_url": base_url}), **sampling, **about}
     flags = {**sampling, "model": model, "base_url": base_url, "api_key_env": api_key_env, "prices": prices, "seed": seed}
     _measure(chosen, found, problems, about, flags, journal, out, concurrency, as_json, quiet)
 
@@ -82,7 +82,8 @@ def _measure(
     id = f"bench-{about['benchmark']}-{_digest(about)}"
     lm, store = job.build_lm(), open_journal(journal, must_exist=False)
     try:
-        run = job.build_run(lm, store, id)
+        with noted():
+            run = job.build_run(lm, store, id)
         run.spec = None  # `keystep resume` does not know how to go on with it; the same command does
         outcome = _carry_out(run, work, quiet)
         failures = [json.loads(line) for line in store.row_lines(id, "failed")]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from keystep.cli.defaults import JOURNAL, MODEL, AsJson, number, whole
+from keystep.cli.defaults import JOURNAL, MODEL, AsJson, noted, number, whole
 from keystep.errors import BadInput
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def decompose(
     at_most: Annotated[list[str] | None, typer.Option(metavar="FIGURE=X", help="A constraint, for instance money=0.01.")] = None,
     price_in: Annotated[float, typer.Option(parser=number, metavar="X", help="Money per token read.")] = 0.0,
     price_out: Annotated[float, typer.Option(parser=number, metavar="X", help="Money per token written.")] = 0.0,
-    speed_of: Annotated[str | None, typer.Option(metavar="RUN", help="Take the speed of calls from this run of the journal.")] = None,
+    speed_of: Annotated[str | None, typer.Option(metavar="RUN", help="With --graph: the speed of calls is that of this run.")] = None,
     majority: Annotated[int, typer.Option(parser=whole, metavar="N", help="Answers of each call that vote.")] = 1,
     temperature: Annotated[float, typer.Option(parser=number, metavar="X", help="Of sampling.")] = 0.0,
     seed: Annotated[int, typer.Option(parser=whole, metavar="N", help="Of the problems and of every random draw.")] = 0,
@@ -69,14 +69,23 @@ def decompose(
     from keystep.measure.llm_algorithms import TASKS, Prices, grid
     from keystep.run import Majority, Run
 
+    for name, value, least in (("--n", n, 1), ("--parallel", parallel, 1), ("--problems", problems, 0), ("--majority", majority, 1)):
+        if value < least:
+            raise BadInput(f"is at least {least}", field=name, value=value)
     if graph is not None:
+        if task is not None:
+            raise BadInput("goes without a task", field="--graph", value=str(graph), mend=f"leave {task} out, or --graph")
         _predict_graph(graph, parallel, speed_of, journal, as_json)
         return
     if task not in TASKS:
         raise BadInput("is no task", field="TASK", value=task, mend=f"there are {', '.join(TASKS)}; or give --graph FILE")
-    for name, value, least in (("--n", n, 1), ("--parallel", parallel, 1), ("--problems", problems, 0), ("--majority", majority, 1)):
-        if value < least:
-            raise BadInput(f"is at least {least}", field=name, value=value)
+    if speed_of is not None:
+        raise BadInput(
+            "is for a graph of your own", field="--speed-of", value=speed_of, mend="a task's pilot calls tell; give --graph FILE"
+        )
+    for name, price in (("--price-in", price_in), ("--price-out", price_out)):
+        if not 0 <= price < float("inf"):
+            raise BadInput("is at least 0", field=name, value=price)
     algorithm = TASKS[task]
     wish = _Wish(
         algorithm, n, [whole(text) for text in sizes.split(",")] if sizes else grid(n, max(1, n // 20)), parallel, trials, problems,
@@ -85,6 +94,8 @@ def decompose(
     about = {"task": task, "model": model, "majority": majority, "temperature": temperature}
     about |= {name: value for name, value in asdict(wish).items() if name != "algorithm"}
     asked = [about[name] for name in ("task", "n", "sizes", "trials", "model", "majority", "temperature", "seed")]
+    if base_url is not None:
+        asked.append(base_url)
     stem = f"{task}-{blake2b(json.dumps(asked).encode(), digest_size=5).hexdigest()}"
     job = Job.of({"procedure": f"decompose {task}", "model": model, "base_url": base_url, "api_key_env": api_key_env, "seed": seed,
                   "temperature": temperature, "majority": majority})  # fmt: skip
@@ -92,7 +103,8 @@ def decompose(
 
     def begun(part: str) -> Run:
         rule = Majority(majority, cap=max(100, 10 * majority))
-        return Run(lm, vote=rule, seed=seed, journal=store, id=f"decompose-{stem}-{part}", sampling=job.sampling())
+        with noted(said=part == "pilot"):  # once
+            return Run(lm, vote=rule, seed=seed, journal=store, id=f"decompose-{stem}-{part}", sampling=job.sampling())
 
     try:
         found = asyncio.run(_all(wish, begun, quiet))

@@ -1,5 +1,8 @@
 """What `keystep run` does where it is not told otherwise, and how commands read numbers."""
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -32,6 +35,16 @@ def whole_option(help: str, panel: str) -> Any:
 
 def number_option(help: str, panel: str) -> Any:
     return typer.Option(parser=number, metavar="X", help=help, rich_help_panel=panel)
+
+
+@contextmanager
+def noted(said: bool = True) -> Iterator[None]:
+    """Warnings of what is done inside become notes to the user, without the place in our code that they come from; or nothing."""
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always")
+        yield
+    for note in notes if said else ():
+        typer.echo(f"note: {note.message}", err=True)
 
 
 def pairs(flag: str, texts: list[str] | None) -> dict[str, Any]:

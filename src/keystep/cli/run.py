@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import warnings
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from keystep.cli.defaults import AHEAD_BY, JOURNAL, MODEL, AsJson, pairs
+from keystep.cli.defaults import AHEAD_BY, JOURNAL, MODEL, AsJson, noted, pairs
 from keystep.cli.defaults import number_option as _number
 from keystep.cli.defaults import whole_option as _whole
 from keystep.cli.forecast import TARGET, forecast_first
@@ -182,12 +181,8 @@ def _latest(store: Journal, journal: str) -> str:
 
 
 def _built(job: Job, work: Any, lm: Any, store: Journal, id: str | None, tracing: Tracing | None) -> Run:
-    with warnings.catch_warnings(record=True) as notes:
-        warnings.simplefilter("always")
-        built = job.build_run(lm, store, id, tracing)
-    for note in notes:
-        typer.echo(f"note: {note.message}", err=True)
-    return built
+    with noted():
+        return job.build_run(lm, store, id, tracing)
 
 
 def _carry_out(

@@ -121,7 +121,9 @@ def settings_of(chosen: Benchmark, given: Mapping[str, Any]) -> BaseModel:
         first = error.errors(include_url=False)[0]
         known = ", ".join(chosen.Settings.model_fields)
         where = ".".join(map(str, first["loc"])) or "settings"
-        raise BadInput(first["msg"], field=f"set {where}", value=first["input"], mend=f"its settings are {known}") from None
+        raise BadInput(
+            first["msg"].removeprefix("Value error, "), field=f"set {where}", value=first["input"], mend=f"its settings are {known}"
+        ) from None
 
 
 def drawn(problems: list[Problem], limit: int | None, seed: int) -> list[Problem]:

@@ -32,7 +32,7 @@ def records(path: Path) -> tuple[list[Any], str]:
         raw = path.read_bytes()
         text = raw.decode("utf-8-sig")
     except OSError as error:
-        mend = "the path counts from the folder of the procedure file"
+        mend = "name a file that is there; what a procedure file names counts from its folder"
         raise BadInput(f"cannot be read ({error.strerror})", field="data", value=str(path), mend=mend) from None
     except UnicodeDecodeError as error:
         raise BadInput(f"{shown} is not UTF-8 (byte {error.start})", field="data", value=shown, mend="save it as UTF-8") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 
@@ -53,6 +54,22 @@ def power_law(sizes: Sequence[float], values: Sequence[float]) -> tuple[float, f
         raise BadInput("needs two sizes with an error above 0", field="sizes", value=list(sizes), mend="profile larger sizes")
     b, log_a = np.polyfit(np.log([m for m, _ in points]), np.log([value for _, value in points]), 1)
     return float(np.exp(log_a)), float(b)
+
+
+def rising_affine(rows: Sequence[Sequence[float]], values: Sequence[float]) -> list[float]:
+    """`affine` with no coefficient below 0: of all sets of columns that may stay, the one that fits best without the others."""
+    columns = np.array([[1.0, *row] for row in rows], dtype=float)
+    wanted = np.asarray(values, dtype=float)
+    best, least = [0.0] * columns.shape[1], float(wanted @ wanted)
+    for size in range(1, len(best) + 1):
+        for kept in combinations(range(len(best)), size):
+            found, *_ = np.linalg.lstsq(columns[:, kept], wanted, rcond=None)
+            off = columns[:, kept] @ found - wanted
+            if found.min() >= 0 and (missed := float(off @ off)) < least * (1 - 1e-9):
+                best, least = [0.0] * len(best), missed
+                for place, value in zip(kept, found, strict=True):
+                    best[place] = float(value)
+    return best
 
 
 def affine(rows: Sequence[Sequence[float]], values: Sequence[float]) -> list[float]:

@@ -4,19 +4,20 @@ Three rules say what a program does to the errors of what it reads:
 - `sum`: they add up (counting): worst case the sum of bounds; independent errors the sum of means and of variances;
 - `max`: the largest one remains (merging sorted lists in max norm): order statistics are 1-Lipschitz;
 - `any`: errors are probabilities, and one failure spoils all: 1 - prod(1 - e); worst case the sum, at most 1.
-An LLM node adds its own error to what its inputs bring, by the same rule.
+An LLM node adds its own error to what its inputs bring, by the same rule. A node that several others read is one draw: with `sum` its error
+comes to the output once for every way there, all of it with the same sign, and with `any` it is a single failure.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from keystep.errors import BadInput
 from keystep.measure.llm_algorithms.costs import CallCost, Prices, Speed, latency, sizes
@@ -31,9 +32,9 @@ class Node(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(min_length=1)
-    size: float | None = Field(default=None, gt=0)
+    size: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     needs: tuple[str, ...] = ()
-    lipschitz: float = Field(default=1.0, ge=0)
+    lipschitz: float = Field(default=1.0, ge=0, allow_inf_nan=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,14 +116,10 @@ class Pipeline:
             if node.size is not None and node.size not in sized:
                 seconds = speed.seconds(cost.tokens_in(node.size), cost.tokens_out(node.size))
                 sized[node.size] = (error(node.size), seconds)
-        errors: dict[str, tuple[float, float, float, float]] = {}  # worst, expected, mean, variance
         ended: dict[str, float] = {}
         depth: dict[str, int] = {}
         for name in self.order:
             node = self.nodes[name]
-            below = [errors[need] for need in node.needs]
-            own = None if node.size is None else sized[node.size][0]
-            errors[name] = _pushed(self.rule, node.lipschitz, below, own)
             took = 0.0 if node.size is None else sized[node.size][1]
             ended[name] = max((ended[need] for need in node.needs), default=0.0) + took
             depth[name] = max((depth[need] for need in node.needs), default=-1) + (node.size is not None)
@@ -132,7 +129,7 @@ class Pipeline:
                 levels.setdefault(depth[name], []).append(sized[node.size][1])
         called = [node.size for node in self.nodes.values() if node.size is not None]
         tokens_in, tokens_out = math.fsum(map(cost.tokens_in, called)), math.fsum(map(cost.tokens_out, called))
-        worst, expected, mean, variance = errors[self.output]
+        worst, expected, mean, variance = self._errors({size: own for size, (own, _) in sized.items()})
         return Estimate(
             worst=worst, expected=folded(mean, math.sqrt(variance)) if self.rule == "sum" else expected, bias=mean,
             sd=math.sqrt(variance), calls=len(called), tokens_in=tokens_in, tokens_out=tokens_out,
@@ -141,25 +138,27 @@ class Pipeline:
             ideal=ended[self.output],
         )  # fmt: skip
 
-
-def _pushed(
-    rule: str, lipschitz: float, below: list[tuple[float, float, float, float]], own: CallError | None
-) -> tuple[float, float, float, float]:
-    parts = [(lipschitz * w, lipschitz * e, lipschitz * m, lipschitz**2 * v) for w, e, m, v in below]
-    if own is not None:
-        parts.append((own.bound, own.bound, own.mean, own.sd**2))
-    if not parts:
-        return 0.0, 0.0, 0.0, 0.0
-    worst, expected, mean, variance = zip(*parts, strict=True)
-    if rule == "max":
-        # a call's own error comes on top of what it was given; what came side by side, the largest remains of
-        carried = max((part[0] for part in parts[: len(below)]), default=0.0) + (own.bound if own else 0.0)
-        expected_carried = max((part[1] for part in parts[: len(below)]), default=0.0) + (own.bound if own else 0.0)
-        return carried, expected_carried, 0.0, 0.0
-    if rule == "any":
-        right = math.prod(1 - min(1.0, e) for e in expected)
-        return min(1.0, math.fsum(worst)), 1 - right, 0.0, 0.0
-    return math.fsum(worst), math.fsum(expected), math.fsum(mean), math.fsum(variance)
+    def _errors(self, own: Mapping[float, CallError]) -> tuple[float, float, float, float]:
+        """Worst, expected, mean and variance of the output's error, from those of a call at each size."""
+        if self.rule == "max":
+            # a call's own error comes on top of what it was given; what came side by side, the largest remains of
+            carried: dict[str, float] = {}
+            for name in self.order:
+                node = self.nodes[name]
+                below = node.lipschitz * max((carried[need] for need in node.needs), default=0.0)
+                carried[name] = below + (0.0 if node.size is None else own[node.size].bound)
+            return carried[self.output], carried[self.output], 0.0, 0.0
+        reach = {self.output: 1.0}  # how much of a node's error gets to the output
+        for name in reversed(self.order):
+            for need in self.nodes[name].needs if name in reach else ():
+                through = reach[name] * self.nodes[name].lipschitz
+                reach[need] = reach.get(need, 0.0) + through if self.rule == "sum" else max(reach.get(need, 0.0), through)
+        calls = [(share, own[size]) for name, share in reach.items() if (size := self.nodes[name].size) is not None]
+        worst = math.fsum(share * call.bound for share, call in calls)
+        if self.rule == "any":
+            return min(1.0, worst), 1 - math.prod(1 - min(1.0, share * call.bound) for share, call in calls), 0.0, 0.0
+        mean, variance = math.fsum(share * call.mean for share, call in calls), math.fsum((share * call.sd) ** 2 for share, call in calls)
+        return worst, worst, mean, variance
 
 
 def folded(mean: float, sd: float) -> float:
@@ -218,12 +217,15 @@ class PowerLaw(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    scale: float = Field(default=0.0, ge=0)
-    power: float = 1.0
-    sd: float = Field(default=math.sqrt(math.pi / 2), ge=0)
+    scale: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    power: float = Field(default=1.0, allow_inf_nan=False)
+    sd: float = Field(default=math.sqrt(math.pi / 2), ge=0, allow_inf_nan=False)
 
     def __call__(self, m: float) -> CallError:
-        size = self.scale * m**self.power
+        try:
+            size = self.scale * m**self.power
+        except OverflowError:
+            raise BadInput(f"is too great a number at size {m:g}", field="error", value=self.model_dump()) from None
         return CallError(size, 0.0, self.sd * size)
 
 
@@ -243,8 +245,27 @@ class Given(BaseModel):
     prices: Prices = Prices()
     speed: Speed = Speed()
 
+    @field_validator("cost", "prices", "speed")
+    @classmethod
+    def _costs(cls, given: CallCost | Prices | Speed) -> CallCost | Prices | Speed:
+        for name, value in asdict(given).items():
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name} is a number of at least 0")
+        return given
+
     def estimate(self, parallel: int | None = None) -> Estimate:
-        return Pipeline(self.nodes, self.rule).estimate(self.error, self.cost, self.prices, self.speed, parallel)
+        """What is to be expected of it.
+
+        Raises:
+            BadInput: the graph is none, or its figures are beyond what a number holds.
+        """
+        try:
+            found = Pipeline(self.nodes, self.rule).estimate(self.error, self.cost, self.prices, self.speed, parallel)
+        except OverflowError:
+            found = None
+        if found is None or not all(map(math.isfinite, asdict(found).values())):
+            raise BadInput("gives figures that are too great", field="graph", mend="lower sizes, lipschitz or the error's scale and power")
+        return found
 
 
 def load(path: str | Path) -> Given:
@@ -259,6 +280,7 @@ def load(path: str | Path) -> Given:
         raise BadInput(f"cannot be read ({error.strerror})", field="graph", value=str(path), mend="name a JSON file") from None
     except ValidationError as error:
         first = error.errors()[0]
-        raise BadInput(first["msg"], field=f"graph {'.'.join(map(str, first['loc']))}", value=first["input"]) from None
+        where = ".".join(map(str, first["loc"]))
+        raise BadInput(first["msg"].removeprefix("Value error, "), field=f"graph {where}".strip(), value=first["input"]) from None
     except (ValueError, RecursionError) as error:
         raise BadInput(f"is not JSON ({error})", field="graph", value=str(path), mend="see the page on LLM-based algorithms") from None

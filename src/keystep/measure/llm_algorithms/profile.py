@@ -9,11 +9,12 @@ from typing import Any
 
 from keystep.errors import BadInput
 from keystep.measure.llm_algorithms.costs import CallCost, Speed, whole
-from keystep.measure.llm_algorithms.curves import Curve, affine
+from keystep.measure.llm_algorithms.curves import Curve, affine, rising_affine
 from keystep.measure.llm_algorithms.tasks import Algorithm, Problem
 from keystep.run import Answer, Context, Journal, Run
 from keystep.task import Task
 
+LARGER = "take larger sizes, where none of the parts can hold what is looked for"
 PLACE = "problem-"  # a problem's place in a run of `measure`
 
 
@@ -37,15 +38,21 @@ class Profile:
 
     def cost(self) -> CallCost:
         """Tokens as a line over the size; it takes two sizes to tell what is fixed."""
+        self._some()
         rows = [(call.size,) for call in self.calls]
         system, per_item = affine(rows, [call.tokens_in for call in self.calls])
         out, out_per_item = affine(rows, [call.tokens_out for call in self.calls])
         return CallCost(system, per_item, out, out_per_item)
 
     def speed(self) -> Speed:
-        """Seconds as a line over the tokens; a coefficient below 0 (noise) is 0."""
+        """Seconds as a line over the tokens, none of its coefficients below 0."""
+        self._some()
         rows = [(call.tokens_in, call.tokens_out) for call in self.calls]
-        return Speed(*(max(0.0, part) for part in affine(rows, [call.seconds for call in self.calls])))
+        return Speed(*rising_affine(rows, [call.seconds for call in self.calls]))
+
+    def _some(self) -> None:
+        if not self.calls:
+            raise BadInput("holds no call", field="profile", mend=LARGER)
 
     def values(self, name: str) -> dict[float, list[float]]:
         """The errors of this name by size."""
@@ -63,7 +70,7 @@ class Profile:
         """
         values = self.values(name)
         if not values:
-            raise BadInput("no call has this error", field="profile", value=name, mend="profile this algorithm, at sizes below n")
+            raise BadInput("no call has this error", field="profile", value=name, mend=f"profile this algorithm; {LARGER}")
         points = {m: _statistic(of, some) for m, some in values.items()}
         return Curve.rising(points, {m: float(len(some)) for m, some in values.items()}) if rising else Curve.through(points)
 

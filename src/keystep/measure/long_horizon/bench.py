@@ -288,6 +288,10 @@ def _runs(settings: Settings, way: str, rows: Sequence[tuple[Mapping[str, Any], 
     shown = [true_sums(problem) for problem, _ in rows] if way == "healed" else None
     scores = score_answers([turn_values(problem) for problem, _ in rows], [row for _, row in rows], shown)
     turns = scores.prefix.shape[1]
+
+    def at_most(steps: int | None) -> int | None:  # the last turn may be a shorter one
+        return None if steps is None else min(steps, settings.horizon)
+
     band, band80 = (bootstrap(scores.prefix, share, per_turn, settings.draws) for share in (0.5, 0.8))
     step, prefix, index = scores.step.mean(axis=0), scores.prefix.mean(axis=0), scores.index.mean(axis=0)
     slope, low, high = _slope(scores.step, settings.draws)
@@ -295,15 +299,15 @@ def _runs(settings: Settings, way: str, rows: Sequence[tuple[Mapping[str, Any], 
     p = step_accuracy(mean, per_turn)
     summary = {
         "first turn": float(step[0]), "turn accuracy": mean, "step accuracy": p,
-        "H 0.5": horizon(scores.prefix, 0.5, per_turn) if len(rows) > 1 else None,  # of one instance it would say nothing
-        "H 0.8": horizon(scores.prefix, 0.8, per_turn) if len(rows) > 1 else None,
-        "steps before the first error": float(scores.prefix.sum(axis=1).mean()) * per_turn,
+        "H 0.5": at_most(horizon(scores.prefix, 0.5, per_turn)) if len(rows) > 1 else None,  # of one instance it would say nothing
+        "H 0.8": at_most(horizon(scores.prefix, 0.8, per_turn)) if len(rows) > 1 else None,
+        "steps before the first error": float(np.minimum(scores.prefix.sum(axis=1) * per_turn, settings.horizon).mean()),
         "unreadable": float(scores.invalid.mean()),
     }  # fmt: skip
     about = {
         "way": way, "instances": len(rows), "turns": turns, **summary,
-        "H 0.5 interval": _interval(band.horizon_low, band.horizon_high),
-        "H 0.8 interval": _interval(band80.horizon_low, band80.horizon_high),
+        "H 0.5 interval": _interval(at_most(band.horizon_low), at_most(band.horizon_high)),
+        "H 0.8 interval": _interval(at_most(band80.horizon_low), at_most(band80.horizon_high)),
         "H 0.5 at constant p": horizon_law(p) if 0 < p < 1 else None,
         "slope of turn accuracy per 100 turns": slope * 100, "slope interval": f"{low * 100:.3g} to {high * 100:.3g}",
     }  # fmt: skip

@@ -99,8 +99,8 @@ def _drawn(kind: Kind, steps: int, draw: random.Random, id: str) -> Problem:
         states = kind.states(config)
         if len(states) == steps + 1:
             return Problem(id, kind.number, kind.question(config), states[0], states[1:-1], states[-1])
-    mend = "give longer sentences, or fewer steps" if kind.sentences else "ask for fewer steps"
-    raise BadInput(f"no instance of {kind.name} with so many steps was found", field="set longest", value=steps, mend=mend)
+    mend = f"give more sentences: {kind.needs}" if isinstance(kind, sentences.FromSentences) else "ask for fewer steps"
+    raise BadInput(f"no instance of {kind.name} with so many steps was found", field="set shortest, longest", value=steps, mend=mend)
 
 
 def load(path: Path) -> list[Problem]:

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from keystep.errors import BadInput
 from keystep.run.flags import Flag
 
-_OBJECT = re.compile(r'\{\s*"(?:intermediate|final)"')
+_KEY = re.compile(r'"intermediate"\s*:')
 _STEP = re.compile(r"^[ \t*#>-]*step[ *]*(\d+)[ *]*:(.*)$", re.IGNORECASE | re.MULTILINE)
 _FINAL = re.compile(r"^[ \t*#>-]*final(?: state)?[ *]*:(.*)$", re.IGNORECASE | re.MULTILINE)
 _AROUND = " \t\r*"
-_LOOKED_AT = 20  # objects of a text, from its end
+_LOOKED_AT, _BRACES = 20, 8  # keys of a text, from its end, and braces before each that may begin its object
 
 
 class _Missing:
@@ -91,9 +91,9 @@ def extract(text: str) -> dict[str, Any]:
     Raises:
         Flag: there is neither.
     """
-    for match in list(_OBJECT.finditer(text))[: -_LOOKED_AT - 1 : -1]:
+    for at in _beginnings(text):
         try:
-            found, _ = json.JSONDecoder().raw_decode(text, match.start())
+            found, _ = json.JSONDecoder().raw_decode(text, at)
         except (ValueError, RecursionError):
             continue
         if isinstance(found.get("intermediate"), list) and "final" in found:
@@ -103,6 +103,16 @@ def extract(text: str) -> dict[str, Any]:
         raise Flag("no states")
     steps = {int(number): written for number, written in _STEP.findall(text[: finals[-1].start()]) if len(number) < 10}
     return {"intermediate": [state_in(steps[number]) for number in sorted(steps)], "final": state_in(finals[-1][1])}
+
+
+def _beginnings(text: str) -> Iterator[int]:
+    """Where an object with the key may begin, whatever other keys it has before it; the last first."""
+    for key in list(_KEY.finditer(text))[: -_LOOKED_AT - 1 : -1]:
+        at = key.start()
+        for _ in range(_BRACES):
+            if (at := text.rfind("{", 0, at)) < 0:
+                break
+            yield at
 
 
 def state_in(text: str) -> Any:

@@ -8,16 +8,17 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from keystep.measure.procbench.kind import LETTERS, Config, Kind, found, listed
 
 
 class FromSentences(Kind):
-    """`corpus` is set before anything is drawn."""
+    """`corpus` is set before anything is drawn; `needs` says which sentences of it can be used for so many steps."""
 
     sentences = True
     corpus: Sequence[str] = ()
+    needs: ClassVar[str]
 
     def words(self, draw: random.Random) -> list[str]:
         return re.findall(r"\b\w+\b", draw.choice(self.corpus))
@@ -25,6 +26,7 @@ class FromSentences(Kind):
 
 class Count2(FromSentences):
     number, name = 14, "Count2"
+    needs = "of exactly so many different words"
     rule = (
         "Keep a list of 26 numbers, all 0 at first, one for each letter from a to z. Every word of the sentence, in order, adds to it how "
         "often each letter occurs in the word, capital or small. The state is the list."
@@ -54,6 +56,7 @@ class Count2(FromSentences):
 
 class FillWord(FromSentences):
     number, name = 18, "FillWord"
+    needs = "of at least so many words"
     rule = "Every pair (i, word), in order, puts the word in the place of [i] in the sentence. The state is the whole sentence."
 
     def draw(self, draw: random.Random, steps: int) -> Config:
@@ -89,6 +92,7 @@ class FillWord(FromSentences):
 
 class DeleteWord(FromSentences):
     number, name = 20, "DeleteWord"
+    needs = "of more different words than that, and at least five"
     rule = "For every word listed, in order, delete its first occurrence from the sentence. The state is what is left of the sentence."
 
     def draw(self, draw: random.Random, steps: int) -> Config:

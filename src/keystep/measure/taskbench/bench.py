@@ -32,10 +32,10 @@ ODD_SHOWN = 50
 
 class Settings(BaseModel):
     """`tools` and `data` are official files (tool_desc.json, data.json), `links` graph_desc.json where the links are not those of the
-    rule. Without them `n` requests are made by template. `demos` are ids of samples that are shown as examples and not asked.
+    rule. Without them `n` requests are made by template. `demos` are ids of samples of `data` that are shown as examples and not asked.
     `written_links` takes the links of typed tools from task_links, in predictions and gold, and not from the arguments."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)  # ids of the official files look like numbers
 
     tools: str | None = None
     links: str | None = None
@@ -68,11 +68,15 @@ def problems(settings: Settings, seed: int) -> list[Problem]:
     """The samples of the file but the demonstrations, or made ones.
 
     Raises:
-        BadInput: one of `tools` and `data` without the other, or a demonstration that is no sample.
+        BadInput: one of `tools` and `data` without the other, `links` or `demos` without them, or a demonstration that is no sample.
     """
     if (settings.tools is None) != (settings.data is None):
         mend = "name both an official tool_desc.json and its data, or neither"
         raise BadInput("one of tools and data is missing", field="set tools" if settings.tools is None else "set data", mend=mend)
+    if settings.data is None:
+        for name in ("links", "demos"):
+            if value := getattr(settings, name):
+                raise BadInput("is for files of your own", field=f"set {name}", value=value, mend="name tools and data as well")
     samples = _samples(settings.data) if settings.data is not None else _made(settings.n, seed)
     known = {sample.id for sample in samples}
     for id in settings.demos:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,12 +39,17 @@ def builtin(name: str, settings: Mapping[str, Any]) -> Procedure:
         raise BadInput("is not a built-in procedure", field="procedure", value=name, mend=mend)
     kind = BUILTIN[name]
     known = kind.__dataclass_fields__
+    taken = dict(settings)
     for setting, value in settings.items():
         if setting not in known:
             raise BadInput(f"is not a setting of {name}", field="set", value=setting, mend=f"its settings are {', '.join(known)}")
-        if problem := _unlike(value, str(known[setting].type).removesuffix(" | None")):
-            raise BadInput(problem, field=setting, value=value)
-    return kind(**settings)
+        wanted = str(known[setting].type).removesuffix(" | None")
+        if wanted == "str" and (_whole(value) or (setting == "answer" and isinstance(value, list))):
+            value = taken[setting] = json.dumps(value)  # an answer or id that is a number or list, as a file or YAML reads it
+        if problem := _unlike(value, wanted):
+            mend = f"""in quotes a text is taken as it is: --set '{setting}="…"'""" if wanted == "str" else ""
+            raise BadInput(problem, field=setting, value=value, mend=mend)
+    return kind(**taken)
 
 
 def _unlike(value: Any, wanted: str) -> str | None:
