@@ -421,6 +421,14 @@ def test_a_text_is_taken_as_it_is_written(written, read, tmp_path, monkeypatch):
     assert written == "201" or json.loads(noted.stdout)["correct"] is True
 
 
+def test_an_empty_cell_is_no_answer(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("keystep.cli.job.lm", lambda name, **options: Scripted(lambda request, index: "The answer is 7."))
+    (tmp_path / "q.csv").write_text("question,answer,check\nQ,7,\nR,8,\nS,,\nT, ,answer == '8'\n")
+    found = json.loads(command("plan-and-solve", "--inputs", "q.csv", "--json").stdout)
+    assert (found["answered"], found["right"], found["judged"]) == (4, 1, 3)
+
+
 def test_settings_by_their_types():
     given = ["a=[x, 1]", "b={y: 2}", "c=null", "d=1e-4", "e=no", "f= 2 "]
     assert texts("--set", given) == {"a": ["x", 1], "b": {"y": 2}, "c": None, "d": "1e-4", "e": "no", "f": "2"}

@@ -140,7 +140,8 @@ def solver(name: str, settings: Mapping[str, Any] | None = None) -> Solver:
 def task_of(row: Mapping[str, Any]) -> Task:
     """The task of a row of a file: `question` (or `goal`), an `answer` where it is known, `id`, and whatever else the solver reads.
 
-    The known answer goes into `state` and is never shown to the solver's models.
+    The known answer goes into `state` and is never shown to the solver's models. One that is empty, as the cell of a table may be, is not
+    known.
 
     Raises:
         BadInput: there is no question, or something is no Unicode text or not JSON.
@@ -149,7 +150,9 @@ def task_of(row: Mapping[str, Any]) -> Task:
     goal = rest.pop("question", None) or rest.pop("goal", None)
     if not isinstance(goal, str) or not goal.strip():
         raise BadInput("is no question", field="question", value=goal, mend='write {"question": "…", "answer": "…"} on every line')
-    answer, check = rest.pop("answer", None), rest.pop("check", None)
+    answer, check = (
+        None if isinstance(each, str) and not each.strip() else each for each in (rest.pop("answer", None), rest.pop("check", None))
+    )
     for field, value in (("question", goal), ("answer", answer), ("check", check), ("inputs", rest)):
         try:
             dumps(value, field).encode()
