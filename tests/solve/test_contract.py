@@ -328,7 +328,8 @@ def test_a_stopped_command_goes_on(name, case, lm):
 @EVERY
 def test_a_file_of_questions(name, case, lm, tmp_path):
     row = {"question": case.question, **case.inputs}
-    rows = [{**row, "answer": case.answer}, {**row, "answer": "something else"}, {"goal": case.question, **case.inputs, "id": 7}]
+    rows = [{**row, "answer": f"a = b\nso it is\n#### {case.answer}"}, {**row, "answer": "something else"}]  # the first as GSM8K has it
+    rows.append({"goal": case.question, **case.inputs, "id": 7})
     (tmp_path / "q.jsonl").write_text("".join(f"{json.dumps(each)}\n" for each in rows))
     line = [name, "--inputs", "q.jsonl", *settings(case)]
     result = command(*line, "--json")

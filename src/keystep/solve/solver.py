@@ -20,6 +20,7 @@ from keystep.run.canonical import dumps
 from keystep.run.procedure import Work
 from keystep.run.run import Context
 from keystep.run.templates import evaluate, render
+from keystep.solve.answers import behind
 from keystep.solve.settings import made
 from keystep.task import Task
 
@@ -164,13 +165,14 @@ def task_of(row: Mapping[str, Any]) -> Task:
 
 
 def judged(solver: Solver, task: Task, answer: str) -> bool | None:
-    """Whether the answer is right: by the task's `check`, else by its expected answer; None where nobody can tell."""
+    """Whether the answer is right: by the task's `check`, else by its expected answer, which may stand behind a worked solution as in GSM8K
+    (`… #### 18`); None where nobody can tell."""
     expected = task.state.get("expected") if isinstance(task.state, dict) else None
     if task.check is not None:
         return bool(evaluate(task.check, {"inputs": task.inputs, "state": task.state, "answer": answer}, "check"))
     if expected is None:
         return None
-    return solver.right(answer, expected if isinstance(expected, str) else dumps(expected))
+    return solver.right(answer, behind(expected) if isinstance(expected, str) else dumps(expected))
 
 
 def _plain(text: str) -> str:
