@@ -275,7 +275,8 @@ def test_the_sample():
 
 
 @pytest.mark.parametrize(
-    "bad", [{"mode": "kpm"}, {"rank": 0}, {"alpha": 0}, {"normalise": "x"}, {"damping": 0.0}, {"damping": math.nan}, {"length": 0}]
+    "bad",
+    [{"mode": "kpm"}, {"rank": 0}, {"alpha": 0}, {"normalise": "x"}, {"damping": 0.0}, {"damping": math.nan}, {"length": 0}, {"seed": -1}],
 )
 def test_bad_settings(bad):
     with pytest.raises(BadInput, match=next(iter(bad))):
@@ -361,12 +362,18 @@ def test_adapters_that_do_not_belong_together_are_named(here):
     weights.write_bytes(weights.read_bytes()[:-4])
     with pytest.raises(BadInput, match="ends within tensor"):
         to_lora(here / "r2", here / "r2", here / "plain")
+    for text in ("{", "[]", "{}"):
+        (here / "r3" / "corda.json").write_text(text)
+        found = keystep("edit", "to-lora", "r3", "r3", "--out", "plain")
+        assert found.exit_code == 2 and "corda.json: does not tell the model" in found.stderr and not (here / "plain").exists()
+    assert keystep("edit", "to-lora", "r3", "r3", "--model", "base", "--out", "plain").exit_code == 0
 
 
 def test_refusals_of_the_command(here):
     for more, said in ((("--mode", "kpm"), "choose of knowledge, instruction"), (("--rank", "17"), "has only 16 components"),
                        (("--target", "nothing"), "choose of"), (("--rank", "x"), "not a whole number"), (("--device", "x"), "--device"),
-                       (("--length", "100000"), "tokens in all")):  # fmt: skip
+                       (("--length", "100000"), "tokens in all"),
+                       (("--seed", "-1"), "--seed: is at least 0"), (("--limit", "0"), "limit: is at least 1")):  # fmt: skip
         found = keystep("edit", "adapt", "base", "--data", "data.jsonl", "--out", "out", *more)
         assert found.exit_code == 2 and said in found.stderr and found.stdout == "" and not list(here.glob("*out*")), found.output
 

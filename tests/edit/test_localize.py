@@ -376,7 +376,18 @@ def test_labels_are_learned_too():
 
 
 @pytest.mark.parametrize(
-    "bad", [{"sparsity": 1.5}, {"sparsity": math.nan}, {"start": "no"}, {"optimizer": "sgd"}, {"keep": "x"}, {"batch": 0}, {"steps": -1}]
+    "bad",
+    [
+        {"seed": -1},
+        {"rate": float("inf")},
+        {"sparsity": 1.5},
+        {"sparsity": math.nan},
+        {"start": "no"},
+        {"optimizer": "sgd"},
+        {"keep": "x"},
+        {"batch": 0},
+        {"steps": -1},
+    ],
 )
 def test_bad_settings(bad):
     with pytest.raises(BadInput, match=next(iter(bad))):

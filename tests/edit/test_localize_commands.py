@@ -73,6 +73,19 @@ def test_overlap(here):
     assert {row["layer"] for row in found["histograms"]["a"]} == {0, 1}
     shown = keystep("edit", "overlap", "a.safetensors", "ab.safetensors", "--picture", "p.svg").stdout
     assert "chance 29." in shown and (here / "p.svg").read_text().startswith("<svg")
+    alone = keystep("edit", "overlap", "a.safetensors")
+    assert alone.exit_code == 2 and "give two patches or more" in alone.stderr
+
+
+def test_patches_of_different_models_have_no_overlap(here):
+    for architecture, width, said in (("gpt2", 16, "have no tensor in common"), ("llama", 32, "differ in tensor model.layers.0.")):
+        models = [small_model(architecture, width=width, heads=2, seed=seed) for seed in (0, 1)]
+        one, two = (dict(model.named_parameters()) for model in models)
+        patch_of(one, two, {name: torch.ones_like(tensor).bool() for name, tensor in one.items() if ".0." in name}, name="o").save(
+            here / f"{architecture}.safetensors"
+        )
+        found = keystep("edit", "overlap", "a.safetensors", f"{architecture}.safetensors")
+        assert found.exit_code == 2 and said in found.stderr and found.stdout == "", found.output
 
 
 def test_a_patch_of_another_base_is_refused(here):

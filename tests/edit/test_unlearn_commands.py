@@ -131,9 +131,13 @@ def test_guards_that_do_not_fit_are_refused(here):
     assert keystep(*FORGET, "--relearn", "0").exit_code == 0
     save_model(small_model("qwen2", width=16, heads=2), tokenizer(), here / "other")
     save_model(small_model(width=16, heads=2), tokenizer(), here / "untrained")
-    for model, said in (("other", "is of architecture qwen2, the guard is for llama"), ("untrained", "has other values in tensor model.")):
+    save_model(small_model(width=32, heads=2), tokenizer(), here / "wider")
+    for model, said in (("other", "is of architecture qwen2, the guard is for llama"), ("untrained", "has other values in tensor model."),
+                        ("wider", "of the shape [50, 32], the guard is for [50, 16]")):  # fmt: skip
         found = keystep("edit", "blocked", model, "g", "--data", "rev.jsonl")
         assert found.exit_code == 2 and found.stdout == "" and said in found.stderr
+    twice = keystep("edit", "blocked", "base", "g", "--data", "rev.jsonl", "--data", "rev.jsonl")
+    assert twice.exit_code == 2 and "--data: has the name of rev.jsonl" in twice.stderr
     weights = here / "g" / "guard.safetensors"
     content = weights.read_bytes()
     weights.write_bytes(content[:-8])

@@ -238,6 +238,8 @@ def test_chains_that_are_there_already_are_not_asked_for():
     lm = Adder()
     found = selected(rows, lm, clusters=2)
     assert lm.drawn == found.calls == 0 and all(demo.rationale.startswith("Let's think step by step. It is") for demo in found.demo)
+    empty = selected([{**row, "rationale": "", "prediction": ""} for row in sums(10)], lm, clusters=2)  # as a table's empty cells are read
+    assert lm.drawn and len(empty.demo) == 2
 
 
 @pytest.mark.parametrize("style", ["chat", "completion"])
@@ -387,6 +389,8 @@ def test_demos_in_batches(lm):
     ("more", "said"),
     [
         (["--clusters", "0"], "clusters: must be at least 1"),
+        (["--means-seed", "-1"], "means-seed: must be from 0"),
+        (["--check", "steps=0"], "check steps: must be at least 1"),
         (["--answers", "a.jsonl"], "--answers: is for --batch"),
         (["--set", "demos=x.json"], "--set demos: is what this command makes"),
         (["--check", "nosuch=1"], "--check: is no check"),

@@ -16,6 +16,7 @@ from worker import Scripted
 
 from keystep.cli import app
 from keystep.cli.catalogue import METHODS
+from keystep.cli.defaults import texts
 from keystep.errors import BadInput, BudgetSpent, ChangedWork, KeystepError
 from keystep.lm.base import draw_key
 from keystep.lm.endpoint import Endpoint
@@ -327,7 +328,8 @@ def test_a_stopped_command_goes_on(name, case, lm):
 @EVERY
 def test_a_file_of_questions(name, case, lm, tmp_path):
     row = {"question": case.question, **case.inputs}
-    rows = [{**row, "answer": case.answer}, {**row, "answer": "something else"}, {"goal": case.question, **case.inputs, "id": 7}]
+    rows = [{**row, "answer": f"a = b\nso it is\n#### {case.answer}"}, {**row, "answer": "something else"}]  # the first as GSM8K has it
+    rows.append({"goal": case.question, **case.inputs, "id": 7})
     (tmp_path / "q.jsonl").write_text("".join(f"{json.dumps(each)}\n" for each in rows))
     line = [name, "--inputs", "q.jsonl", *settings(case)]
     result = command(*line, "--json")
@@ -394,3 +396,47 @@ def test_names():
     assert json.loads(command("--json").stdout) == sorted(SOLVERS)
     result = command("nosuch", "Q")
     assert result.exit_code == 2 and "METHOD: is no solver (got 'nosuch')" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("201", "201"),  # a number that is a text
+        ("First: think. Then: act", "First: think. Then: act"),
+        ("Do step #1 first", "Do step #1 first"),
+        ("#1", "#1"),
+        ('"Let\'s: go"', "Let's: go"),
+        ("'tis: so", "'tis: so"),
+    ],
+)
+def test_a_text_is_taken_as_it_is_written(written, read, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = Scripted(lambda request, index: "The answer is 7.")
+    monkeypatch.setattr("keystep.cli.job.lm", lambda name, **options: model)
+    more = ["--input", f"note={written}", "--input", "n=3", "--set", "samples=2", "--set", "shortcut=yes", "--set", "temperature=null"]
+    found = command("plan-and-solve", "Q", "--set", f"trigger={written}", *more, "--json", "--input", "check=inputs.n == 3")
+    assert found.exit_code == 0, found.stderr
+    details = json.loads(found.stdout)
+    assert details["details"]["trigger"] == read and details["correct"] is True and model.drawn == 2
+    noted = command("plan-and-solve", "Q", "--json", "--input", f"note={written}", "--input", f"check=inputs.note == {json.dumps(read)}")
+    assert written == "201" or json.loads(noted.stdout)["correct"] is True
+
+
+def test_an_empty_cell_is_no_answer(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("keystep.cli.job.lm", lambda name, **options: Scripted(lambda request, index: "The answer is 7."))
+    (tmp_path / "q.csv").write_text("question,answer,check\nQ,7,\nR,8,\nS,,\nT, ,answer == '8'\n")
+    found = json.loads(command("plan-and-solve", "--inputs", "q.csv", "--json").stdout)
+    assert (found["answered"], found["right"], found["judged"]) == (4, 1, 3)
+
+
+def test_settings_by_their_types():
+    given = ["a=[x, 1]", "b={y: 2}", "c=null", "d=1e-4", "e=no", "f= 2 "]
+    assert texts("--set", given) == {"a": ["x", 1], "b": {"y": 2}, "c": None, "d": "1e-4", "e": "no", "f": "2"}
+    assert texts("--input", ["n=2", "x=2.5", "b=true", "t=a: b", "l=[a"], typed=True) == {
+        "n": 2,
+        "x": 2.5,
+        "b": True,
+        "t": "a: b",
+        "l": "[a",
+    }

@@ -109,6 +109,9 @@ def test_coverage(asked, code, paper):
 def test_consistency_pays_length_in_the_code_only():
     assert rewards.consistency([0.8] * 8, [], "code") == pytest.approx(1.6) and rewards.consistency([0.8] * 8, []) == pytest.approx(0.8)
     assert rewards.consistency([0.8, 0.4], [True, False], "paper") == pytest.approx(1.1)
+    outcome = rewards.Outcome("Q", "", ["a?", "b?", "c?"], ["[[Answer: 8]]", "[[Answer: ]]", ""], "", "", "8", "3 + 5 = 8")
+    alike = rewards.parts(outcome, "paper", similarity=lambda one, other: 0.0)
+    assert alike.consistency == pytest.approx(1 / 3)  # an answer that is empty stands in no reference
     assert rewards.consistency([], [], "code") == rewards.consistency([], []) == 0
 
 

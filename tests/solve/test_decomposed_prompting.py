@@ -159,6 +159,7 @@ def test_operators(text, first, asked, given, found):
 
 def test_a_filter_over_one_of_two_lists():
     answers = [["a", "b"], ["b"]]
+    assert read_line("(filter(#1)_flat_unique) [qa] Is #1 in #2?", NAMES, answers).after == ("flat", "unique")
     line = read_line("(filter(#1)) [qa] Is #1 in #2?", NAMES, answers)
     assert questions(line, answers) == ['Is a in ["b"]?', 'Is b in ["b"]?'] and combined(line, answers, ["no", "yes"]) == ["b"]
 

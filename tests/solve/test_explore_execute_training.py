@@ -154,6 +154,8 @@ def test_results_of_the_causal_way_are_read(tmp_path):
     assert data.load(file, "sft") == [Row("Q", "1. add", "1. add: 7")] * 2 + [Row("Q", "1. add", "2. something")]
     assert data.load(file, "sft", least_adherence=0.5) == [Row("Q", "1. add", "1. add: 7")] * 2
     assert data.load(file, "rl")[0] == Row("Q", answer="7")
+    (tmp_path / "gsm8k.jsonl").write_text(json.dumps({"question": "Q", "answer": "3 + 4 = <<3+4=7>>7\n#### 7"}))
+    assert data.load(tmp_path / "gsm8k.jsonl", "rl") == [Row("Q", answer="7")]
 
 
 # Folders.

@@ -62,3 +62,31 @@ def pairs(flag: str, texts: list[str] | None) -> dict[str, Any]:
     if len(dict(found)) < len(found):
         raise BadInput("is given twice", field=flag, value=[name for name, _ in found], mend="give every name once")
     return dict(found)
+
+
+def texts(flag: str, given: list[str] | None, *, typed: bool = False) -> dict[str, Any]:
+    """What a flag said as NAME=VALUE, for settings that know their types: a value is the text that it is, with a colon, a # or a number
+    in it; only [ … ], { … } and a text in quotes are read as YAML, and `null` is none.
+
+    Args:
+        typed: nobody knows the types: numbers, true and false are read as such.
+
+    Raises:
+        BadInput: as `pairs`.
+    """
+    from keystep.run.yaml_text import Document
+
+    found: dict[str, Any] = {}
+    for text in given or ():
+        name, equals, value = (part.strip() for part in text.partition("="))
+        if not equals or not name:
+            raise BadInput("is written name=value", field=flag, value=text, mend=f"for instance {flag} name=value")
+        if name in found:
+            raise BadInput("is given twice", field=flag, value=name, mend="give every name once")
+        try:
+            read = Document(value, name).value
+        except BadInput:
+            read = value
+        marked = value[:1] in ("[", "{", '"', "'") or value.lower() in ("", "~", "null")
+        found[name] = read if marked or (typed and isinstance(read, bool | int | float)) else value
+    return found

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from keystep.cli.defaults import JOURNAL, MODEL, AsJson, number_option, pairs, whole, whole_option
+from keystep.cli.defaults import JOURNAL, MODEL, AsJson, number_option, pairs, texts, whole, whole_option
 from keystep.errors import BadInput
 from keystep.files import write_text
 
@@ -66,7 +66,7 @@ def demos(
     from keystep.solve.auto_cot import AutoCot, Selection
     from keystep.solve.solver import solver
 
-    chosen = solver("auto-cot", pairs("--set", settings))
+    chosen = solver("auto-cot", texts("--set", settings))
     assert isinstance(chosen, AutoCot)
     if chosen.demos is not None:
         raise BadInput("is what this command makes", field="--set demos", value=chosen.demos, mend="leave it out")

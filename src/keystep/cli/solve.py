@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from keystep.cli.defaults import JOURNAL, MODEL, AsJson, number_option, pairs, whole_option
+from keystep.cli.defaults import JOURNAL, MODEL, AsJson, number_option, texts, whole_option
 from keystep.errors import BadInput, KeystepError
 
 if TYPE_CHECKING:
@@ -63,11 +63,11 @@ def solve(
     if method is None:
         typer.echo(json.dumps(sorted(SOLVERS)) if as_json else "\n".join(sorted(SOLVERS)))
         return
-    chosen = solver(method, pairs("--set", settings))
+    chosen = solver(method, texts("--set", settings))
     if (question is None) == (inputs is None):
         mend = "write: keystep solve METHOD 'the question', or: keystep solve METHOD --inputs FILE"
         raise BadInput("is wanted, or --inputs FILE, and not both", field="QUESTION", value=question, mend=mend)
-    more = pairs("--input", given)
+    more = texts("--input", given, typed=True)
     if more.keys() & {"question", "goal"}:
         raise BadInput("is the question", field="--input", value=min(more.keys() & {"question", "goal"}), mend="write it behind METHOD")
     if inputs and more:

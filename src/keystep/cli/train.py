@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from keystep.cli.defaults import AsJson, number_option, pairs, whole_option
+from keystep.cli.defaults import AsJson, number_option, texts, whole_option
 
 if TYPE_CHECKING:
     from keystep.nn.tuning import Tell
@@ -52,7 +52,7 @@ def daslam(
     from keystep.solve.daslam.problems import load
     from keystep.solve.daslam.train import Settings, train
 
-    chosen = Settings.of(pairs("--set", settings))
+    chosen = Settings.of(texts("--set", settings))
     problems = load(data)
     kept = ("base_url", "api_key_env", "prices", "seed", "budget_calls", "budget_tokens", "budget_cost", "budget_seconds")
     job = Job.of({**{name: flags[name] for name in kept}, "model": solver, "procedure": "train daslam", "first": True})
@@ -94,7 +94,7 @@ def explore_execute(
     """
     from keystep.solve.explore_execute.train import Settings, train
 
-    chosen = Settings.of(pairs("--set", settings))
+    chosen = Settings.of(texts("--set", settings))
     try:
         with _stages(quiet or as_json) as tell:
             report = train(model, data, out, stage, chosen, seed=seed, tell=tell)

@@ -36,8 +36,11 @@ def read_examples(file: Path, *, limit: int | None = None) -> list[Example]:
     """The examples of a JSONL file, in its order.
 
     Raises:
-        BadInput: it cannot be read, a line is of no known form or of another than the first; the message names the line.
+        BadInput: it cannot be read, a line is of no known form or of another than the first; the message names the line. Or the limit is
+            below 1.
     """
+    if limit is not None and limit < 1:
+        raise BadInput("is at least 1", field="limit", value=limit, mend="leave it out to read all")
     found: list[Example] = []
     try:
         with file.open("rb") as lines:

@@ -5,7 +5,7 @@ which of several candidates they take. Some of their rules have quirks; `publish
 
 | kind | published | mended |
 | --- | --- | --- |
-| number | in `10-4` the last number is -4; in `3/4` it is 4 | a minus after a digit is no sign; a fraction is one number |
+| number | in `10-4` the last number is -4; in `3/4` it is 4; in `.5` and `−5` 5, in `1 000` 0 | what is written |
 | letter | the first capital A to E, also the A of "Answer" | a letter that stands alone; one in brackets before others, an article last |
 | option | a word that is part of the text "A|B|C|D|E", so also `|` | one of the five letters |
 
@@ -65,7 +65,8 @@ KINDS: dict[str, Kind] = {
 }  # fmt: skip
 _NUMBER = re.compile(r"-?\d+\.?\d*")
 _PLACE = {"number": -1, "decimal": -1, "letter": 0, "option": -1, "yes-no": -1, "letters": 0, "text": 0}  # of Plan-and-Solve
-_SIGNED = re.compile(r"(?<![\d)])-?\d+(?:\.\d+)?(?:\s?/\s?\d+(?:\.\d+)?)?|\d+(?:\.\d+)?")
+_SIGNED = re.compile(r"(?<![\d)])-?(?:\d+(?:\.\d+)?|(?<![\w.)])\.\d+)(?:\s?/\s?\d+(?:\.\d+)?)?|\d+(?:\.\d+)?")
+_BLANKS = re.compile(r"(?<![\w.])(\d{1,3}(?:[ \u00a0\u202f]\d{3})+)(?![\d/]| ?\d)")  # thousands set apart by blanks
 _ALONE = re.compile(r"(?<![^\W_])[A-E](?![^\W_]|['’][a-z])")
 _OPTION = re.compile(r"\(\s*([A-E])\s*\)|(?<![^\W_])([A-E])\)")
 _ARTICLE = re.compile(r"A\s+[a-z]")
@@ -87,7 +88,9 @@ def candidates(of: Kind, text: str, rules: Rules = "mended") -> list[str]:
     published = rules == "published"
     if of.reads in ("number", "decimal"):
         plain = text.replace(",", "")
-        return (_NUMBER if published else _SIGNED).findall(plain)
+        if published:
+            return _NUMBER.findall(plain)
+        return _SIGNED.findall(_BLANKS.sub(lambda match: re.sub(r"\D", "", match[0]), plain.replace("−", "-")))
     if of.reads == "letter":
         return re.findall("[A-E]", text) if published else _letters_alone(text)
     if of.reads == "option":

@@ -20,6 +20,7 @@ from keystep.run.canonical import dumps
 from keystep.run.procedure import Work
 from keystep.run.run import Context
 from keystep.run.templates import evaluate, render
+from keystep.solve.answers import behind
 from keystep.solve.settings import made
 from keystep.task import Task
 
@@ -140,7 +141,8 @@ def solver(name: str, settings: Mapping[str, Any] | None = None) -> Solver:
 def task_of(row: Mapping[str, Any]) -> Task:
     """The task of a row of a file: `question` (or `goal`), an `answer` where it is known, `id`, and whatever else the solver reads.
 
-    The known answer goes into `state` and is never shown to the solver's models.
+    The known answer goes into `state` and is never shown to the solver's models. One that is empty, as the cell of a table may be, is not
+    known.
 
     Raises:
         BadInput: there is no question, or something is no Unicode text or not JSON.
@@ -149,7 +151,9 @@ def task_of(row: Mapping[str, Any]) -> Task:
     goal = rest.pop("question", None) or rest.pop("goal", None)
     if not isinstance(goal, str) or not goal.strip():
         raise BadInput("is no question", field="question", value=goal, mend='write {"question": "…", "answer": "…"} on every line')
-    answer, check = rest.pop("answer", None), rest.pop("check", None)
+    answer, check = (
+        None if isinstance(each, str) and not each.strip() else each for each in (rest.pop("answer", None), rest.pop("check", None))
+    )
     for field, value in (("question", goal), ("answer", answer), ("check", check), ("inputs", rest)):
         try:
             dumps(value, field).encode()
@@ -161,13 +165,14 @@ def task_of(row: Mapping[str, Any]) -> Task:
 
 
 def judged(solver: Solver, task: Task, answer: str) -> bool | None:
-    """Whether the answer is right: by the task's `check`, else by its expected answer; None where nobody can tell."""
+    """Whether the answer is right: by the task's `check`, else by its expected answer, which may stand behind a worked solution as in GSM8K
+    (`… #### 18`); None where nobody can tell."""
     expected = task.state.get("expected") if isinstance(task.state, dict) else None
     if task.check is not None:
         return bool(evaluate(task.check, {"inputs": task.inputs, "state": task.state, "answer": answer}, "check"))
     if expected is None:
         return None
-    return solver.right(answer, expected if isinstance(expected, str) else dumps(expected))
+    return solver.right(answer, behind(expected) if isinstance(expected, str) else dumps(expected))
 
 
 def _plain(text: str) -> str:

@@ -198,6 +198,8 @@ def overlap(
     """How much of each patch the others share: |i and j| / |j|, beside what chance would give (the density of i)."""
     from keystep.edit.localize import overlap as share
 
+    if len(patches) < 2:
+        raise BadInput("is one alone", field="PATCH", value=str(patches[0]), mend="give two patches or more")
     loaded = _loaded(patches)
     rows = [
         {"first": one.name, "second": two.name, "overlap": share(one, two), "by_chance": one.density, "parameters": two.size}

@@ -70,7 +70,7 @@ def forget(
     if not 0 < relearn_rate < 1:
         raise BadInput("is above 0 and below 1", field="--relearn-rate", value=relearn_rate)
     free_for(out)
-    read = _read([*skill, *(retain or [])], limit)
+    read = _read([*skill, *(retain or [])], limit, "--skill, --retain")
     loaded, tokenizer = load_model(model, device=device_of(device)), load_tokenizer(model)
     sets = _encoded(read, loaded, tokenizer)
     skills, kept = ({file.stem: sets[file] for file in files} for files in (skill, retain or []))
@@ -130,14 +130,14 @@ def forget(
         typer.echo("nothing to be kept was given: the box is in the last layer, and what else it blocks is not known (--retain)", err=True)
 
 
-def _read(files: Sequence[Path], limit: int) -> dict[Path, Any]:
+def _read(files: Sequence[Path], limit: int, flag: str) -> dict[Path, Any]:
     from keystep.nn.examples import read_examples
 
     found: dict[Path, Any] = {}
     for file in files:
         twin = next((other for other in found if other.stem == file.stem), None)
         if twin is not None:
-            raise BadInput(f"has the name of {twin}", field="--retain", value=str(file), mend="give every file once, under its own name")
+            raise BadInput(f"has the name of {twin}", field=flag, value=str(file), mend="give every file once, under its own name")
         found[file] = read_examples(file, limit=limit)
     return found
 
@@ -185,7 +185,7 @@ def blocked(
         if value < 1:
             raise BadInput("is at least 1", field=name, value=value)
     made = load(guard)
-    read = _read(data, limit)
+    read = _read(data, limit, "--data")
     loaded, tokenizer = load_model(model, device=device_of(device)), load_tokenizer(model)
     sets = {file.stem: each for file, each in _encoded(read, loaded, tokenizer).items()}
     with steps_bar(len(sets), "files", quiet) as tick:

@@ -64,6 +64,8 @@ class Corda:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise BadInput("is at least 1", field=name, value=value)
+        if self.seed < 0:
+            raise BadInput("is at least 0", field="seed", value=self.seed)
         for name in ("damping", "tolerance"):
             if not 0 < getattr(self, name) < math.inf:
                 raise BadInput("is above 0", field=name, value=getattr(self, name))
@@ -289,8 +291,7 @@ def to_lora(initial: Path, trained: Path, out: Path, *, model: Path | None = Non
         is_a = ".lora_A." in name
         stacked[name] = torch.cat([tensor, before[name].to(tensor.dtype) * (1 if is_a else -1)], dim=0 if is_a else 1).contiguous()
     rank = 2 * int(other["r"])
-    about = initial / ABOUT
-    named = str(model.resolve()) if model is not None else json.loads(about.read_text("utf-8"))["model"] if about.is_file() else None
+    named = str(model.resolve()) if model is not None else _source(initial / ABOUT)
     alpha = other["lora_alpha"] * (math.sqrt(2) if other.get("use_rslora") else 2)
     with whole(out) as part:
         part.mkdir()
@@ -298,6 +299,17 @@ def to_lora(initial: Path, trained: Path, out: Path, *, model: Path | None = Non
         changed = {**other, "r": rank, "lora_alpha": alpha, "base_model_name_or_path": named, "init_lora_weights": True}
         (part / CONFIG).write_text(json.dumps(changed, indent=2), "utf-8")
     return rank
+
+
+def _source(about: Path) -> str | None:
+    """The model that an adapter was made of, as `save` wrote it; None where it wrote nothing."""
+    if not about.is_file():
+        return None
+    try:
+        return str(json.loads(about.read_text("utf-8"))["model"])
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        mend = "name the model with --model"
+        raise BadInput(f"does not tell the model ({type(error).__name__}: {error})", field=str(about), mend=mend) from None
 
 
 def _adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -75,9 +75,9 @@ class Locate:
                 raise BadInput("is no choice", field=name, value=getattr(self, name), mend=f"choose of {', '.join(known)}")
         for name, low, high in (("sparsity", 0.0, 1.0), ("validation", 0.0, 1.0), ("rate", 0.0, math.inf), ("l1", 0.0, math.inf),
                                 ("steps", 0, math.inf), ("batch", 1, math.inf), ("accumulate", 1, math.inf), ("judged", 1, math.inf),
-                                ("bias", -math.inf, math.inf)):  # fmt: skip
+                                ("bias", -math.inf, math.inf), ("seed", 0, math.inf)):  # fmt: skip
             value = getattr(self, name)
-            if math.isnan(value) or not low <= value <= high:
+            if not math.isfinite(value) or not low <= value <= high:
                 raise BadInput(f"is from {low} to {high}", field=name, value=value)
 
 

@@ -210,7 +210,16 @@ def patch_of(
 
 def overlap(first: Patch, second: Patch) -> float:
     """|first and second| / |second|: the share of the second's places that the first has too. Of independent random masks it is the
-    first's density; nan where the second is empty."""
+    first's density; nan where the second is empty.
+
+    Raises:
+        BadInput: the patches are of different models: they have no tensor in common, or one of another shape.
+    """
+    both = first.shapes.keys() & second.shapes.keys()
+    odd = next((name for name in sorted(both) if first.shapes[name] != second.shapes[name]), None)
+    if odd is not None or not both:
+        problem = "have no tensor in common" if odd is None else f"differ in tensor {odd}: {first.shapes[odd]} and {second.shapes[odd]}"
+        raise BadInput(problem, field="patches", value=[first.name, second.name], mend="give patches of one model")
     shared = sum(
         len(np.intersect1d(part.indices.numpy(), first.parts[name].indices.numpy(), assume_unique=True))
         for name, part in second.parts.items()

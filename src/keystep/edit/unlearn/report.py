@@ -79,9 +79,10 @@ def figures(model: Any, guard: Guard | None, examples: Examples, *, end: int | N
     if guard is None:
         found = judge(model, examples, batch=batch, device=model.device)
         return Figures(found.accuracy, 0.0, found.loss)
-    refused = abstains(model, guard, examples, end=end, batch=batch)
     attached = attach(model, guard, check=check)
     try:
+        with attached.paused():
+            refused = abstains(model, guard, examples, end=end, batch=batch)
         draws = []
         for draw in range(DRAWS if guard.shifts else 1):
             attached.reseed(guard.seed + draw)

@@ -38,6 +38,12 @@ class Heuristics:
     full_stop: bool = True
     answer_at_end: bool = True
 
+    def __post_init__(self) -> None:
+        for name in ("words", "steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise BadInput("must be at least 1", field=f"check {name}", value=value)
+
     def rejected(self, of: Kind, question: str, rationale: str, answer: str | None) -> str | None:
         """Why this becomes no demonstration, or None where it may."""
         words = len(f"Q: {question} A:".split())
@@ -99,6 +105,8 @@ class Selection:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise BadInput("must be at least 1", field=name, value=value)
+        if not 0 <= self.seed < 2**32:
+            raise BadInput("must be from 0 to 4294967295", field="means-seed", value=self.seed)
         if not self.rows:
             raise BadInput("there are no questions", field="inputs", value=[], mend='write {"question": "…"} on every line')
 
@@ -125,9 +133,8 @@ class Selection:
 
         async def chained(row: int) -> _Chained:
             nonlocal done
-            given, rationale = tasks[row].inputs, tasks[row].inputs.get("rationale")
-            if isinstance(rationale, str):
-                said = given.get("prediction")
+            rationale, said = _chain_of(tasks[row])
+            if rationale is not None:
                 found = _Chained(rationale, cleaned(self.solver.of, rationale, self.solver.rules) if said is None else str(said), 0)
             else:
                 solution = await self.solver.zero_shot(tasks[row].goal, ctx.at(f"question-{row}"))
@@ -184,7 +191,7 @@ class Selection:
                 chain: _Chained = await chained(row)
                 chains.append(chain)
                 calls += chain.calls
-                trigger = "" if "rationale" in tasks[row].inputs else self.solver.prompt("trigger.txt") + " "
+                trigger = "" if _chain_of(tasks[row])[0] is not None else self.solver.prompt("trigger.txt") + " "
                 why = self.heuristics.rejected(self.solver.of, tasks[row].goal, trigger + chain.reasoning, chain.answer)
                 tried.append(Tried(question=tasks[row].goal, row=row, rank=rank, distance=distance, answer=chain.answer, rejected=why))
                 if why is None:
@@ -214,6 +221,12 @@ def unresolving_rate(zero_shot: Sequence[bool], method: Sequence[bool]) -> float
     """Of the questions that Zero-Shot-CoT gets wrong, the share that a method gets wrong too (section 3.1); None without such."""
     wrong = [right for before, right in zip(zero_shot, method, strict=True) if not before]
     return wrong.count(False) / len(wrong) if wrong else None
+
+
+def _chain_of(task: Task) -> tuple[str | None, Any]:
+    """The rationale and the prediction that a row brings; an empty cell of a table is none."""
+    rationale, said = (task.inputs.get(name) for name in ("rationale", "prediction"))
+    return (rationale, said) if isinstance(rationale, str) and rationale.strip() else (None, None)
 
 
 async def _side_by_side(works: Iterable[Any]) -> list[Any]:

@@ -83,7 +83,7 @@ def parts(outcome: Outcome, form: str = "clean", similarity: Similarity | None =
     lines = [steps(text) for text in (outcome.reference, outcome.first, outcome.final)]
     near = [(alike(gold, first), alike(gold, new)) for gold, first, new in zip(*lines, strict=False)]
     answer = answer_of(outcome.final)
-    found = [outcome.reference.find(answer_of(sub)) >= 0 for sub in outcome.sub_answers if outcome.reference]
+    found = [bool(said) and said in outcome.reference for said in map(answer_of, outcome.sub_answers) if outcome.reference]
     return Parts(
         coverage=coverage(named(outcome.question), asked, form),
         consistency=consistency(fits, found, form),

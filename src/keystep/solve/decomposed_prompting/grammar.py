@@ -4,7 +4,8 @@
     (project) [f] text      a question for every item of the list #i, the item inserted as it is; gives [[item, answer], …]
     (projectValues) …       #i is a list of pairs: asks about the second parts; gives [[first, answer], …]
     (projectKeys) …         the other way round: gives [[answer, second], …]
-    (filter) …              keeps the items whose answer is yes, true or 1; (filter(#2)) names the list where there are several #i
+    (filter) …              keeps the items whose answer is yes, true or 1; (filter(#2)), with post-operations (filter(#2)_unique), names
+                            the list where there are several #i
     (filterKeys) …          keeps the pairs whose first part's answer is yes; (filterValues) by the second parts
     (project_values_flat_unique) …   post-operations, from left to right: flat, unique, keys, values
     [EOQ]                   the end
@@ -29,7 +30,7 @@ END = "[EOQ]"
 CONTEXT = -1  # as the step that a line goes over: the paragraphs
 
 _OPERATORS = ("select", "project", "projectValues", "projectKeys", "filter", "filterValues", "filterKeys")
-_LINE = re.compile(r"(?:\(([A-Za-z]+)((?:_[A-Za-z]+)*)(?:\(#([0-9]+)\))?\)\s*)?\[([^\[\]\s]+)\]\s*(.*)")
+_LINE = re.compile(r"(?:\(([A-Za-z]+)(?:\(#([0-9]+)\))?((?:_[A-Za-z]+)*)\)\s*)?\[([^\[\]\s]+)\]\s*(.*)")
 _REFERENCE = re.compile(r"#([0-9]+|C\b)")
 _YES = ("true", "yes", "1")
 
@@ -79,7 +80,7 @@ def read_line(text: str, handlers: Collection[str], answers: Sequence[Any], para
     match = _LINE.fullmatch(text)
     if match is None:
         raise Flag("not a step")
-    operator, after, named, handler, asked = match.groups()
+    operator, named, after, handler, asked = match.groups()
     operator = operator or "select"
     posts = tuple((after or "").split("_")[1:])
     if operator not in _OPERATORS or not set(posts) <= _AFTER.keys():

@@ -1,7 +1,8 @@
 """What chains are learned from: rows of a file, and rows as tokens.
 
-A row is {"question", "plan", "execution"} (sft), {"question", "plan"} (ef-sft) or {"question", "answer"} (rl). The results file of
-`keystep solve explore-execute --set way=causal` is read too: of it, the pairs whose answer was right, or could not be judged.
+A row is {"question", "plan", "execution"} (sft), {"question", "plan"} (ef-sft) or {"question", "answer"} (rl; the answer may stand behind
+a worked solution, as in GSM8K). The results file of `keystep solve explore-execute --set way=causal` is read too: of it, the pairs whose
+answer was right, or could not be judged.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 from keystep.errors import BadInput
 from keystep.nn.tuning import prompt_tokens
 from keystep.run.many import input_rows
+from keystep.solve.answers import behind
 from keystep.solve.explore_execute.adherence import adherence
 from keystep.solve.explore_execute.format import EXECUTION, EXECUTION_END, PLAN, PLAN_END, TAGS, chain
 
@@ -42,7 +44,7 @@ def load(path: Path, stage: str, least_adherence: float = 0.0) -> list[Row]:
             continue
         read = {name: _text(row, name, f"row {number}", stage) for name in ("question", *WANTED[stage])}
         if stage != "sft" or adherence(read["plan"], read["execution"]) >= least_adherence:
-            found.append(Row(**read))
+            found.append(Row(**{**read, "answer": behind(read.get("answer", ""))}))
     if not found:
         raise BadInput("there are no rows to train on", field="--data", value=str(path), mend=f"write {_FORM[stage]} on every line")
     return found
