@@ -23,6 +23,7 @@ from typing import Any
 
 from keystep.reproduce import machine
 from keystep.run import AheadBy, Journal, Run
+from keystep.run.budget import Meter
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "loops"))
@@ -42,7 +43,7 @@ async def filled(path: Path, count: int) -> None:
         "work": {"0": {"name": work.name, "procedure": work.identity(), "sampling": {}}},
     }
     journal.begin("bench", work.name, None, identity)
-    journal.acquire("bench", lambda: (1.0, 3 * count, 0))
+    journal.acquire("bench", lambda: Meter(calls=3 * count, seconds_before=1.0))
     scope, _, _ = journal.open_scope("bench", "0")
     for seq in range(count):
         row = (None, None, str(seq + 1), 3, 0, None, 0, 3, 2e-5, 0.0)

@@ -14,6 +14,7 @@ import pytest
 from worker import Worker
 
 from keystep.run import AheadBy, Journal, Many, Run
+from keystep.run.budget import Meter
 from keystep.run.builtin import builtin
 from keystep.run.builtin.ledger import Ledger
 from keystep.run.tables import steps
@@ -47,7 +48,7 @@ def known(step):
 def long_run(store, id, count):
     """A run of so many steps with long answers, written in one go."""
     store.begin(id, id, None, {})
-    store.acquire(id, lambda: (0.0, 0, 0))
+    store.acquire(id, Meter)
     scope = store.open_scope(id, "0")[0]
     row = {
         "answer": json.dumps("x" * 300), "samples": 3, "flagged": 0, "tokens_in": 10, "tokens_out": 10, "seconds": 0.1, "cost": 0.0,

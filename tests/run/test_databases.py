@@ -169,6 +169,7 @@ def test_of_many_that_want_a_run_one_gets_it(url):
     script = """
 import asyncio, sys
 from keystep.run import Journal
+from keystep.run.budget import Meter
 from keystep.errors import Busy, KeystepError
 async def main():
     journal = Journal(sys.argv[1])
@@ -178,7 +179,7 @@ async def main():
         pass
     sys.stdin.readline()
     try:
-        journal.acquire("r", lambda: (0.0, 0, 0))
+        journal.acquire("r", Meter)
         print("mine", flush=True)
     except Busy:
         print("busy", flush=True)

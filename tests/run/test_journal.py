@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 from statements import meet
 from worker import Scripted, Worker
 
-from keystep.errors import BadInput, BudgetSpent, Busy, ChangedWork, JournalError
+from keystep.errors import BadInput, BudgetSpent, Busy, ChangedWork, JournalError, Undecided
+from keystep.lm.base import Sample
 from keystep.run import AheadBy, Budget, Journal, Procedure, Run, Sampling, TooLong, journal_reader
 from keystep.run import journal as module
+from keystep.run.budget import Meter
 from keystep.run.builtin import Hanoi, Ledger
 from keystep.run.canonical import dumps
 from keystep.run.tables import VERSION
@@ -56,7 +58,7 @@ class Count(Procedure):
 def begun(path=None, **options):
     journal = Journal(path, **options)
     journal.begin("r", "test", {"a": 1}, {"work": {}})
-    journal.acquire("r", lambda: (0.0, 0, 0))
+    journal.acquire("r", Meter)
     return journal
 
 
@@ -93,7 +95,7 @@ json_values = st.recursive(
 def test_answers_come_back_in_order(answers, spec):
     journal = Journal()
     journal.begin("r", "test", spec, {"work": {}})
-    journal.acquire("r", lambda: (0.0, 0, 0))
+    journal.acquire("r", Meter)
 
     def work():
         scope, at, state = journal.open_scope("r", "0")
@@ -267,7 +269,7 @@ def test_a_lonely_step_is_forced_by_the_clock(monkeypatch):
     journal = begun()
 
     async def main():
-        journal.acquire("r", lambda: (0.0, 0, 0))
+        journal.acquire("r", Meter)
         scope, _, _ = journal.open_scope("r", "0")
         journal.put(scope, 0, ROW, stands={"s": 0})  # the first one after a pause is forced at once
         journal.put(scope, 1, ROW, stands={"s": 1})
@@ -350,6 +352,19 @@ def test_a_resume_reads_no_more_than_what_is_behind_the_last_sync(tmp_path, monk
     assert lm.asked[0] == (f"0/{at}", 0)
     assert outcome.model_dump(exclude={"seconds"}) == whole.model_dump(exclude={"seconds"})
     assert whole.steps == 1000
+
+
+@pytest.mark.parametrize(("limit", "most"), [({"tokens": 100}, 100 / 7), ({"cost": 3.0}, 6), ({"calls": 9}, 9)])
+def test_what_undecided_steps_took_counts_however_often_they_are_resumed(limit, most, tmp_path):
+    drawn = 0
+    for _ in range(9):
+        torn = Scripted(lambda request, index: Sample(str(index), tokens_in=2, tokens_out=5, cost=0.5))
+        run = Run(torn, vote=AheadBy(2, cap=4), journal=tmp_path / "a.db", id="r", budget=Budget(**limit))
+        with pytest.raises((Undecided, BudgetSpent)) as stopped:
+            run.execute_sync(Count(5))
+        run.close()
+        drawn += torn.drawn
+    assert isinstance(stopped.value, BudgetSpent) and most <= drawn <= most + 4
 
 
 def test_the_state_is_a_snapshot_of_where_the_steps_stand(tmp_path):
@@ -523,9 +538,10 @@ def test_a_full_disk_stops_the_run_and_it_goes_on_later(tmp_path):
 HOLD = """
 import asyncio, sys
 from keystep.run import Journal
+from keystep.run.budget import Meter
 
 async def hold():
-    Journal(sys.argv[1]).acquire("r", lambda: (0.0, 0, 0))
+    Journal(sys.argv[1]).acquire("r", Meter)
     print("held", flush=True)
     await asyncio.to_thread(sys.stdin.read)
 
@@ -560,7 +576,7 @@ def test_of_another_machine_the_lease_tells():
 
     def owned(lease):
         journal._run(sa.update(module.runs).values(owner="elsewhere:1", lease=lease))
-        within_loop(lambda: journal.acquire("r", lambda: (0.0, 0, 0)))
+        within_loop(lambda: journal.acquire("r", Meter))
 
     with pytest.raises(Busy):
         owned(time.time() + 60)
@@ -574,7 +590,7 @@ def test_the_lease_is_renewed_while_a_step_takes_long(monkeypatch):
     journal = begun()
 
     async def main():
-        journal.acquire("r", lambda: (1.0, 2, 0))
+        journal.acquire("r", lambda: Meter(calls=2))
         taken = journal.run("r")["lease"]
         for _ in range(500):
             await asyncio.sleep(0.01)
@@ -590,7 +606,7 @@ def test_who_has_lost_the_lease_writes_no_state():
     journal = begun()
 
     def work():
-        journal.acquire("r", lambda: (0.0, 0, 0))
+        journal.acquire("r", Meter)
         scope, _, _ = journal.open_scope("r", "0")
         journal.put(scope, 0, ROW, stands={"s": 0})
         journal._run(sa.update(module.runs).values(owner="elsewhere:1", lease=time.time() + 60, fence=9))

@@ -437,7 +437,8 @@ def test_a_journal_from_before_there_were_rows(tmp_path):
     with closing(sqlite3.connect(tmp_path / "run.db")) as database:
         for table in ("rows", "intents"):
             database.execute(f"DROP TABLE {table}")
-        for table, column in (("runs", "steps"), ("runs", "fence"), ("scopes", "crc"), ("steps", "crc")):
+        since = [("runs", name) for name in ("steps", "fence", "tokens_in", "tokens_out", "cost")]
+        for table, column in (*since, ("scopes", "crc"), ("steps", "crc")):
             database.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
         database.execute("PRAGMA user_version=1")
     run = run_on(tmp_path / "run.db")

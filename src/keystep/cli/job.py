@@ -104,6 +104,12 @@ class Job(BaseModel):
         job.rule()  # says what is wrong with it before anything is begun
         return job
 
+    def check_priced(self) -> None:
+        """Refuse a budget of money where every sample would count as free."""
+        if self.budget_cost is not None and not (self.prices or self.replay or "replay:" in self.model):
+            mend = "add --prices FILE, or give another budget"
+            raise BadInput("nothing has a price, so it would stop nothing", field="--budget-cost", value=self.budget_cost, mend=mend)
+
     def build_procedure(self) -> Procedure:
         if self.procedure in BUILTIN:
             procedure = builtin(self.procedure, self.settings)

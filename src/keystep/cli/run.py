@@ -111,6 +111,7 @@ def run(
         if flags[name] is not None and not forecast:
             raise BadInput("is the forecast's", field=f"--{name}", value=flags[name], mend="add --forecast")
     job = Job.of({**given, **paths, "settings": values})
+    job.check_priced()
     if job.procedure not in BUILTIN:
         job = job.model_copy(update={"procedure": absolute(job.procedure)})
     if job.on:
@@ -164,6 +165,8 @@ def resume(
         if not isinstance(spec, dict) or "procedure" not in spec:
             raise BadInput("was not begun with `keystep run`", field="run", value=id, mend="resume it from the program that began it")
         job = Job.of({**spec, **given})
+        if budget_cost is not None:
+            job.check_priced()
         work = job.build_procedure()
         many = job.build_many(work) if job.inputs else None
         built = _built(job, work, job.build_lm(), store, id, tracing)

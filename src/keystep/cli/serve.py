@@ -59,6 +59,8 @@ def serve(
 
     flags = {name: value for name, value in given.items() if name in Job.model_fields} | {"prices": absolute(prices), "procedure": "serve"}
     jobs = [Job.of({**flags, "model": name}) for name in model or [MODEL]]
+    for each in jobs:
+        each.check_priced()
     job, models = jobs[0], [each.build_lm() for each in jobs]
     if len({lm.name for lm in models}) < len(models):
         raise BadInput("have the same name", field="--model", value=[lm.name for lm in models], mend="serve one of them at another port")

@@ -157,7 +157,10 @@ class OnRay(Many):
         journal = run.journal
         tally: Counter[str] = Counter()
         tally.update(journal.totals(id))
-        tally["calls"] = max(tally["samples"], journal.run(id, missing_ok=True).get("calls", 0))
+        known = journal.run(id, missing_ok=True)
+        tally["calls"] = max(tally["samples"], known.get("calls", 0))
+        for name in ("tokens_in", "tokens_out", "cost"):  # also of samples whose step never closed
+            tally[name] = max(tally[name], known.get(name, 0))
         tally["tokens"] = tally["tokens_in"] + tally["tokens_out"]
         for status, crashes, _, _ in journal.row_states(id).values():
             set_aside = status == "failed" and crashes >= self.max_crashes

@@ -31,6 +31,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
 from keystep.errors import BadInput, Busy, JournalError, KeystepError
+from keystep.run.budget import Meter
 from keystep.run.canonical import checksum, dumps, step_checksum
 from keystep.run.database import ERRORS, Database
 from keystep.run.faults import point
@@ -72,7 +73,7 @@ class Journal(JournalReader):
         self._unsure: list[_Put] = []  # steps that a server's crash could lose
         self._held: str | None = None
         self._fence = 0
-        self._spent: Callable[[], tuple[float, int, int]] = lambda: (0.0, 0, 0)
+        self._spent: Callable[[], Meter] = Meter
         prepared = self.database.prepared
         self._insert_step = prepared(_fenced_insert(steps, self.database))
         self._insert = {table: prepared(table.insert()) for table in (steps, samples)}
@@ -152,8 +153,8 @@ class Journal(JournalReader):
         """Store the identity of a run that goes on to more work."""
         self._write(lambda: self.database.run(runs.update().where(runs.c.id == id).values(identity=dumps(identity))))
 
-    def acquire(self, id: str, spent: Callable[[], tuple[float, int, int]]) -> None:
-        """Take the run's lease; `spent` tells (seconds, samples drawn, steps) so far and is stored at every sync.
+    def acquire(self, id: str, spent: Callable[[], Meter]) -> None:
+        """Take the run's lease; `spent` tells what it has spent so far and is stored at every sync.
 
         Raises:
             Busy: a living process holds it, or this journal object is in use by another run.
@@ -347,9 +348,8 @@ class Journal(JournalReader):
         point("after-sync")
 
     def _store(self) -> None:
-        seconds, calls, done = self._spent()
-        now = self.database.now()
-        values = {"updated_": now, "lease_": now + LEASE_SECONDS, "seconds_": seconds, "calls_": calls, "steps_": done}
+        now, spent = self.database.now(), self._spent()
+        values = {"updated_": now, "lease_": now + LEASE_SECONDS, **{f"{name}_": getattr(spent, name) for name in _SPENT}}
         stands = [
             {"scope_": scope, "at_": at, "state_": (text := dumps(state, "state")), "crc_": checksum(scope, at, text)}
             for scope, (at, state) in self._stands.items()
@@ -483,7 +483,8 @@ def _given(table: sa.Table, *names: str) -> dict[str, sa.BindParameter[Any]]:
 
 _MINE = (runs.c.id == sa.bindparam("run_", type_=runs.c.id.type)) & (runs.c.fence == sa.bindparam("fence_", type_=runs.c.fence.type))
 _HOLD = sa.select(runs.c.id).where(_MINE).with_for_update(read=True)
-_STORE_RUN = runs.update().where(_MINE).values(_given(runs, "updated", "lease", "seconds", "calls", "steps"))
+_SPENT = ("seconds", "calls", "tokens_in", "tokens_out", "cost", "steps")  # of a `Meter`, as columns of `runs`
+_STORE_RUN = runs.update().where(_MINE).values(_given(runs, "updated", "lease", *_SPENT))
 _STORE_SCOPE = scopes.update().where(scopes.c.id == sa.bindparam("scope_")).values(_given(scopes, "at", "state", "crc"))
 
 

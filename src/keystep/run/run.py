@@ -217,13 +217,14 @@ class Run:
 
     def _take_up(self, known: dict[str, Any]) -> None:
         """Hold the run, and go on counting where it stopped."""
-        self.journal.acquire(self.id, lambda: (self.meter.seconds, self.meter.calls, self.meter.steps))
+        self.journal.acquire(self.id, lambda: self.meter)
         if known:
             spent = self.journal.totals(self.id, *self.journal.chunks(self.id))
             self.journal.verify(known, int(spent["steps"]))
             self.meter = Meter(
-                calls=max(known["calls"], int(spent["samples"])), flagged=int(spent["flagged"]), tokens_in=int(spent["tokens_in"]),
-                tokens_out=int(spent["tokens_out"]), cost=spent["cost"], steps=int(spent["steps"]), seconds_before=known["seconds"],
+                calls=max(known["calls"], int(spent["samples"])), flagged=int(spent["flagged"]), steps=int(spent["steps"]),
+                tokens_in=max(known["tokens_in"], int(spent["tokens_in"])), tokens_out=max(known["tokens_out"], int(spent["tokens_out"])),
+                cost=max(known["cost"], spent["cost"]), seconds_before=known["seconds"],
             )  # fmt: skip
         self.meter.started = time.monotonic()
         self._open = True

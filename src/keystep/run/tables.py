@@ -4,6 +4,7 @@ new database gets them as they are now."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import BigInteger, Column, Float, Integer, MetaData, String, Table, Text
@@ -22,6 +23,8 @@ runs = Table(
     Column("updated", Float, nullable=False),
     Column("seconds", Float, nullable=False),  # time spent running, all attempts together
     Column("calls", BigInteger, nullable=False),  # samples drawn, also those of steps that never closed; as of the last sync
+    *(Column(name, BigInteger, nullable=False, server_default="0") for name in ("tokens_in", "tokens_out")),  # of those samples
+    Column("cost", Float, nullable=False, server_default="0"),  # likewise
     Column("steps", BigInteger, nullable=False, server_default="0"),  # journaled in all scopes, as of the last sync
     Column("result", Text),  # JSON
     Column("owner", String(200)),  # host:pid of the process that runs it
@@ -116,11 +119,20 @@ def _rows(connection: sa.Connection) -> None:
 
 
 def _fences(connection: sa.Connection) -> None:
-    for column in (runs.c.steps, runs.c.fence, scopes.c.crc, steps.c.crc):
-        declared = sa.schema.CreateColumn(column).compile(connection)
-        connection.exec_driver_sql(f"ALTER TABLE {column.table.name} ADD COLUMN {declared}")
+    _add(connection, runs.c.steps, runs.c.fence, scopes.c.crc, steps.c.crc)
     metadata.create_all(connection, [intents])
 
 
-MIGRATIONS: tuple[Callable[[sa.Connection], None], ...] = (_rows, _fences)  # number n brings a database of version n + 1 to version n + 2
+def _spent(connection: sa.Connection) -> None:
+    _add(connection, runs.c.tokens_in, runs.c.tokens_out, runs.c.cost)
+
+
+def _add(connection: sa.Connection, *columns: sa.Column[Any]) -> None:
+    for column in columns:
+        declared = sa.schema.CreateColumn(column).compile(connection)
+        connection.exec_driver_sql(f"ALTER TABLE {column.table.name} ADD COLUMN {declared}")
+
+
+# Number n brings a database of version n + 1 to version n + 2.
+MIGRATIONS: tuple[Callable[[sa.Connection], None], ...] = (_rows, _fences, _spent)
 VERSION = len(MIGRATIONS) + 1
