@@ -244,6 +244,8 @@ def test_a_failure_reaches_everyone_who_waits_and_passes(model: Embedded, monkey
         (Message("system", "Be brief."), Message("user", HANOI)),
         (Message("user", HANOI), Message("assistant", "move"), Message("user", HANOI)),
         (Message("assistant", HANOI),),
+        ledger.render({"oak": 7, "elm": -3}, 99993, "oak"),  # the sum would be 100,000, for which there are no tokens
+        ledger.render({"oak": 7, "elm": -3}, -99997, "elm"),
         (Message("user", [{"type": "text", "text": HANOI}, {"type": "image_url", "image_url": {"url": "x"}}]),),
         (),
     ],

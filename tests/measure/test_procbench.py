@@ -256,6 +256,14 @@ def test_lenient_settings():
     assert (sm(twice), sm(twice, drop_repeated_final=True)) == (0, 1)
 
 
+def test_a_final_state_that_the_truth_repeats_is_not_dropped():
+    problem = Problem("task06/x", 6, "Pairs:\n(a, b)\nString:\nac", "ac", ["bc"], "bc")  # its last step changes nothing
+    lenient = Settings(drop_repeated_final=True)
+    for states, pa in ((["bc"], 1), (["bc", "bc"], 1), ([], 0.5)):
+        answer = {"intermediate": states, "final": "bc"}
+        assert BENCH.score(lenient, [problem.as_json()], [[answer]])["summary"]["PA"] == pa
+
+
 def published(problem):
     label = {"init": problem.init, "intermediate": problem.intermediate, "final": problem.final}
     return {

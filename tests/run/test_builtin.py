@@ -243,7 +243,7 @@ def test_malformed_pairs_are_flagged(text):
 
 
 def test_built_in_by_name():
-    assert builtin("multiply", {"a": 5}) == Multiply(5) and builtin("add", {}).total() == 5
+    assert builtin("multiply", {"a": 5, "b": 6}) == Multiply(5, 6) and builtin("add", {}).total() == 5
     assert builtin("sort", {"values": [2, 1]}) == Sort([2, 1])
     assert builtin("hanoi", {"disks": 5}) == Hanoi(5)
     assert builtin("ledger", {"steps": 5, "words": 7, "instance": 1}) == Ledger(5, 7, 1)
@@ -315,3 +315,44 @@ def test_answers_and_ids_may_be_numbers_and_lists():
     for question in ({"Add": "12 + 13"}, True, [1], None):
         with pytest.raises(BadInput, match=r"question: is a text .*in quotes" if question else "in quotes"):
             builtin("add", {"question": question})
+
+
+@pytest.mark.parametrize(
+    ("question", "numbers"),
+    [
+        ("What is 12 + 13?", (12, 13)),
+        ("12+13", (12, 13)),
+        ("No. 7: 12 + 13.", (12, 13)),
+        ("Add, please, 12 + 13, and say what comes out.", (12, 13)),
+        ("12,345 + 6", None),
+        ("6 + 12,345", None),
+        ("1.5 + 2", None),
+        (".5 + 2", None),
+        ("2 + 1.5", None),
+        ("-3 + 5", None),
+        ("7 - 3 + 5", None),
+        ("1 + 2 + 3", None),
+        ("3 × 1 + 2", None),
+        ("1 + 2 × 3", None),
+    ],
+)
+def test_a_question_is_read_whole_or_refused(question, numbers):
+    """Never a piece of a longer number, or of a longer sum."""
+    if numbers is None:
+        with pytest.raises(BadInput, match="question: does not hold one pair of numbers"):
+            builtin("add", {"question": question})
+    else:
+        assert builtin("add", {"question": question}).numbers == numbers
+
+
+def test_products_with_an_x():
+    assert builtin("multiply", {"question": "Of the box: 3 x 4 xylophones"}).numbers == (3, 4)
+    for question in ("3 x 4 x 5", "3x4x5", "3 x 4 × 5"):
+        with pytest.raises(BadInput, match="question"):
+            builtin("multiply", {"question": question})
+
+
+def test_one_number_alone_is_not_added_to_a_default():
+    for name in ("add", "multiply"):
+        with pytest.raises(BadInput, match="a and b: are given together"):
+            builtin(name, {"a": 12})

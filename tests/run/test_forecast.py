@@ -324,9 +324,16 @@ def test_a_chain_that_breaks_off_says_where(tmp_path):
     assert found.sampled_steps == 25 and any("the reference could not decide step 25" in note for note in found.notes)
 
 
+def test_a_reference_that_cannot_begin(tmp_path):
+    with pytest.raises(BadInput, match="reference: the reference could not decide step 0"):
+        made(counting(), yaml(tmp_path), reference=Scripted(lambda request, index: str(index % 2)))
+
+
 def test_a_procedure_that_is_done_at_once(tmp_path):
     with pytest.raises(BadInput, match="done before its first step"):
         made(counting(), yaml(tmp_path, until="true"))
+    with pytest.raises(BadInput, match="done before its first step"):
+        made(counting(), builtin("sort", {"values": [3]}))
 
 
 # Several steps in a call.

@@ -150,6 +150,8 @@ async def forecast(
         BudgetSpent, ModelError, Refused.
     """
     _check(asking, target, sample, per_step, ahead_by, steps, confidence)
+    if procedure.done(procedure.start()):
+        raise BadInput("is done before its first step", field="procedure", value=procedure.name)
     z = NormalDist().inv_cdf((1 + confidence) / 2)
     sampler = _Sampler(adapted(asking, procedure), procedure)
     members = asking.lm.members
@@ -173,9 +175,9 @@ async def forecast(
         if truth == "agreement":
             per_step = max(2, per_step - per_step % 2)
         probes, counted, stopped = await _chain(sampler, truth, reference, sample, per_step, moved)
+        if not probes:
+            raise BadInput(stopped, field="reference", value=reference and reference.name, mend="name a better one")
         notes += _about_chain(truth, len(probes), counted, stopped, reference)
-    if not probes:
-        raise BadInput("is done before its first step", field="procedure", value=procedure.name)
     if not any(probe.right for probe in probes):
         reasons = Counter(vote.flag for probe in probes for vote in probe.votes if vote.flag).most_common(3)
         shown = ", ".join(f"{reason} ({count})" for reason, count in reasons)

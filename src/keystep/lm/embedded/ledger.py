@@ -56,13 +56,15 @@ def encode(text: str) -> tuple[list[int], int] | None:
     if not known:
         return None
     entries = [line.split(" = ") for line in known["dictionary"].split("\n")]
-    words = [word for word, _ in entries]
-    if known["word"] not in words or len(set(words)) != len(words) or not MIN_WORDS <= len(words) <= MAX_WORDS:
+    words, values = [word for word, _ in entries], {word: int(value) for word, value in entries}
+    if known["word"] not in values or len(values) != len(words) or not MIN_WORDS <= len(words) <= MAX_WORDS:
         return None
     order = sorted(words, key=lambda word: blake2b(word.encode(), digest_size=8).digest())
     token = {word: WORD + rank for rank, word in enumerate(order)}
     tokens = [part for word, value in entries for part in (token[word], VALUE + MAX_VALUE + int(value))]
     total = int(known["sum"])
+    if abs(total + values[known["word"]]) > LIMIT:
+        return None  # the answer has no tokens
     query = [*(DIGIT + total // 10**place % 10 for place in range(DIGITS)), token[known["word"]]]
     return [*tokens, *query], len(tokens)
 

@@ -208,7 +208,7 @@ def _scored(settings: Settings, problem: Problem, answers: Sequence[Any]) -> tup
             states += [MISSING]
     if settings.drop_given_pair and problem.task == 23 and len(states) > 1 and matches(problem.init, states[0]):
         states = states[1:]
-    if settings.drop_repeated_final and len(states) > 1 and states[-1] == states[-2]:
+    if settings.drop_repeated_final and len(states) > problem.steps and states[-1] == states[-2]:  # the truth may repeat it too
         states = states[:-1]
     found = score_states([*problem.intermediate, problem.final], states)
     return found, not states or states[0] is None

@@ -21,6 +21,12 @@ MOST_DIGITS = 1000  # of either number
 
 _DIGIT, _CARRY = (re.compile(rf"^\s*{word}\s*=\s*([0-9])\s*$", re.IGNORECASE | re.MULTILINE) for word in ("digit", "carry"))
 
+_SIGN = r"[-+*/^%×·÷−]"
+_ALONE = (
+    rf"(?<!\d)(?<!\d[.,'_])(?<![.])(?<!{_SIGN})(?<!{_SIGN}\s)(?<!\dx)(?<!\d\sx\s)"  # not a piece of 12,345 or 1.5, no sign, no longer sum
+)
+_END = rf"(?!\d|[.,'_]\d|\s*{_SIGN}|\s*x\s*\d)"
+
 
 def read(text: str) -> list[int]:
     """[digit, carry] of an answer; `Flag` where it is malformed."""
@@ -45,6 +51,8 @@ class _Columns(Item):
         for name, number in (("a", a), ("b", b)):
             if not 0 <= number < 10**MOST_DIGITS:
                 raise BadInput(f"is a whole number of at most {MOST_DIGITS} digits, without a sign", field=name, value=str(number)[:40])
+        if self.question is None and (self.a is None) != (self.b is None):
+            raise BadInput("are given together, or neither", field="a and b", value=[self.a, self.b], mend="give both")
         self.numbers = a, b
         self._first, self._second = ([int(digit) for digit in reversed(str(number))] for number in self.numbers)
         if self.answer is not None and not re.fullmatch(r"\d{1,4000}", self.answer.strip(), re.ASCII):
@@ -52,10 +60,12 @@ class _Columns(Item):
         self.expected = None if self.answer is None else int(self.answer)
 
     def _asked(self) -> tuple[int, int]:
-        found = re.findall(rf"(\d+)\s*[{re.escape(self.signs)}]\s*(\d+)", str(self.question), re.ASCII)
+        found = re.findall(rf"{_ALONE}(\d+)\s*[{re.escape(self.signs)}]\s*(\d+){_END}", str(self.question), re.ASCII)
         if len(found) != 1 or max(map(len, found[0])) > MOST_DIGITS:
             shown = " or ".join(f"12 {sign} 34" for sign in self.signs)
-            raise BadInput("does not hold one pair of numbers", field="question", value=self.question, mend=f"write it as {shown}")
+            raise BadInput(
+                "does not hold one pair of numbers", field="question", value=self.question, mend=f"write it as {shown}, in digits alone"
+            )
         return int(found[0][0]), int(found[0][1])
 
     def parse(self, text: str, state: Any) -> Any:
