@@ -260,11 +260,18 @@ def test_bad_settings_and_models(files, tmp_path):
         (["--set", "rollouts=1"], "rollouts: is at least 2"),
         (["--set", "rate=-1"], "rate: is above 0"),
         (["--set", "clip=many"], "set clip"),
+        (["--seed", "-1"], "--seed: is from 0"),
         ([], "MODEL: cannot be loaded"),
     ):
         result = CliRunner().invoke(app, ["train", "explore-execute", str(tmp_path / "none"), *arguments, *more])
         assert result.exit_code == 2 and said in result.stderr, result.stderr
     assert not list(tmp_path.iterdir()) and training.STEPS == {"sft": 1000, "ef-sft": 500}
+
+
+def test_a_training_that_could_not_begin_leaves_nothing_in_the_way(base, files, tmp_path):
+    line = ["train", "explore-execute", base, "--data", str(files / "pairs.jsonl"), "--out", str(tmp_path / "out"), "--stage", "sft"]
+    result = CliRunner().invoke(app, [*line, "--set", "longest=3"])
+    assert result.exit_code == 2 and "no row fits into it" in result.stderr and not list(tmp_path.iterdir())
 
 
 def test_the_command_trains(base, files, tmp_path):

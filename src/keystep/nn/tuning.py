@@ -48,6 +48,16 @@ def loaded(folder: str, device: str | None = None, dtype: str = "float32") -> tu
     return model, tokenizer
 
 
+def check_seed(seed: int) -> None:
+    """That the libraries take this seed.
+
+    Raises:
+        BadInput: they do not.
+    """
+    if not 0 <= seed < 2**32:
+        raise BadInput("is from 0 to 4294967295", field="--seed", value=seed)
+
+
 def room(model: Any) -> int:
     """Tokens that the model reads at most."""
     return getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**31
