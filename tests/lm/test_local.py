@@ -178,10 +178,13 @@ def test_bad_models_are_named(folder, tmp_path):
     pickled = save(tmp_path / "pickled", 1)
     (pickled / "model.safetensors").unlink()
     torch.save({}, pickled / "pytorch_model.bin")
+    cut = save(tmp_path / "cut", 1) / "model.safetensors"
+    cut.write_bytes(cut.read_bytes()[:-9])
     for model, options, field in (
         (tmp_path / "none", {}, "model"),
         (tmp_path, {}, "model"),
         (pickled, {}, "model"),
+        (cut.parent, {}, "model"),
         (folder, {"dtype": "floaty"}, "dtype"),
         (folder, {"adapter": tmp_path}, "adapter"),
     ):

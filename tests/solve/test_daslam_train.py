@@ -243,7 +243,7 @@ def test_early_end_by_damage(base, prompts, tmp_path):
         ({"algorithm": "dpo"}, "algorithm: is none of them"),
         ({"algorithm": "grpo"}, "group: is at least 2"),
         ({"weights": {"beauty": 1}}, "weights: is no part of the reward"),
-        ({"clip": 1.5}, "clip: is above 0 and at most 1"),
+        ({"clip": 1.0}, "clip: is between 0 and 1"),
         ({"batch": 0}, "batch: is at least 1"),
         ({"held_out": 16}, "held_out: leaves nothing"),
         ({"lora_rank": 2, "lora_modules": ["nosuch"]}, "lora_modules: none of them is in the model"),

@@ -586,6 +586,23 @@ handlers:
         solved(made, "q", lines("[sum] 1 / 0"))
 
 
+def test_the_program_of_the_page(tmp_path):
+    page = (Path(__file__).parents[2] / "docs/methods/decomposed-prompting.md").read_text("utf-8")
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts/a.md").write_text("Danube and Wien flow through Vienna.")
+    [written] = [block for block in page.split("```") if block.lstrip().startswith("main:")]
+    (tmp_path / "p.yaml").write_text(written)
+
+    def answers(prompt):
+        if "QC:" not in prompt:
+            assert "Danube and Wien flow" in prompt
+            return '["Danube", "Wien"]'
+        asked = prompt.rpartition("QC:")[2].count("QS: [")
+        return ["[find] Which rivers flow through Vienna?", "[count] #1", "[EOQ]"][asked]
+
+    assert solved(DecomposedPrompting(program=str(tmp_path / "p.yaml")), "How many?", scripted(answers)).answer == "2"
+
+
 def test_a_changed_program_or_folder_is_another_work(library):
     (library / "p.yaml").write_text(LIBRARY)
     made = DecomposedPrompting(program=str(library / "p.yaml"))

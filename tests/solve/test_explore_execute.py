@@ -99,6 +99,7 @@ def test_answers_compared():
     assert normal("1.50") == normal(r"\frac{3}{2}") == normal("3/2") == normal("$1.5$.") == normal(r"\text{1.5}")
     assert normal("1,234") == normal("1234") and normal("-3") != normal("3") and normal("1.5") != normal("15")
     assert normal(" Blue ") == normal("blue.") and normal("1/0") == "1/0"
+    assert normal(r"\text{(C)}") == normal("C") and normal("(3)") != "3"  # letters of options, as of AQuA
     assert as_published("1.5") == as_published("15") and as_published("-3") == as_published("3") and as_published(r"\frac{1}{2}") == "12"
     assert not ExploreExecute().right("-3", "3") and ExploreExecute(compare="published").right("-3", "3")
 

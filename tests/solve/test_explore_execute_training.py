@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from random import Random
 
 import pytest
@@ -253,18 +254,30 @@ def test_bad_input_on_the_command_line(base, tmp_path, stage, line, said):
     assert [file.name for file in tmp_path.iterdir()] == ["q.jsonl"]
 
 
-def test_bad_settings_and_models(files, tmp_path):
+def test_bad_settings_and_models(base, files, tmp_path):
     arguments = ["--data", str(files / "pairs.jsonl"), "--out", str(tmp_path / "out"), "--stage", "sft"]
     for more, said in (
         (["--set", "nosuch=1"], "set: is no setting of this training"),
         (["--set", "rollouts=1"], "rollouts: is at least 2"),
         (["--set", "rate=-1"], "rate: is above 0"),
         (["--set", "clip=many"], "set clip"),
+        (["--seed", "-1"], "--seed: is from 0"),
         ([], "MODEL: cannot be loaded"),
     ):
         result = CliRunner().invoke(app, ["train", "explore-execute", str(tmp_path / "none"), *arguments, *more])
         assert result.exit_code == 2 and said in result.stderr, result.stderr
+    cut = shutil.copytree(base, tmp_path / "none") / "model.safetensors"
+    cut.write_bytes(cut.read_bytes()[:-9])
+    result = CliRunner().invoke(app, ["train", "explore-execute", str(cut.parent), *arguments])
+    assert result.exit_code == 2 and "MODEL: cannot be loaded" in result.stderr
+    shutil.rmtree(cut.parent)
     assert not list(tmp_path.iterdir()) and training.STEPS == {"sft": 1000, "ef-sft": 500}
+
+
+def test_a_training_that_could_not_begin_leaves_nothing_in_the_way(base, files, tmp_path):
+    line = ["train", "explore-execute", base, "--data", str(files / "pairs.jsonl"), "--out", str(tmp_path / "out"), "--stage", "sft"]
+    result = CliRunner().invoke(app, [*line, "--set", "longest=3"])
+    assert result.exit_code == 2 and "no row fits into it" in result.stderr and not list(tmp_path.iterdir())
 
 
 def test_the_command_trains(base, files, tmp_path):

@@ -55,6 +55,7 @@ class Local(LM):
         try:
             import torch
             import transformers
+            from safetensors import SafetensorError
         except ImportError:
             raise MissingExtra("a local Hugging Face model", "local") from None
         if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
@@ -65,7 +66,7 @@ class Local(LM):
             loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(model, revision=revision, dtype=dtype, use_safetensors=True)
             self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
             self.model: Any = (loaded if adapter is None else _with_adapter(loaded, Path(adapter))).to(self.device).eval()
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             if isinstance(error, BadInput):
                 raise
             mend = "give a folder with config.json, a tokenizer and *.safetensors, or a name on the hub"

@@ -30,6 +30,7 @@ def loaded(folder: str, device: str | None = None, dtype: str = "float32") -> tu
     try:
         import torch
         import transformers
+        from safetensors import SafetensorError
     except ImportError:
         raise MissingExtra("training a language model", "train") from None
     if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
@@ -38,7 +39,7 @@ def loaded(folder: str, device: str | None = None, dtype: str = "float32") -> tu
         tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder)
         model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True)
         model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         mend = "give a folder with config.json, a tokenizer and *.safetensors, or a name on the hub"
         raise BadInput(f"cannot be loaded ({str(error).splitlines()[0]})", field="MODEL", value=folder, mend=mend) from error
     if tokenizer.eos_token_id is None:
@@ -46,6 +47,16 @@ def loaded(folder: str, device: str | None = None, dtype: str = "float32") -> tu
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model, tokenizer
+
+
+def check_seed(seed: int) -> None:
+    """That the libraries take this seed.
+
+    Raises:
+        BadInput: they do not.
+    """
+    if not 0 <= seed < 2**32:
+        raise BadInput("is from 0 to 4294967295", field="--seed", value=seed)
 
 
 def room(model: Any) -> int:

@@ -30,7 +30,7 @@ from pydantic import BaseModel, ConfigDict
 
 from keystep.errors import BadInput
 from keystep.files import whole, write_text
-from keystep.nn.tuning import Supervised, Tell, fine_tune, write_json
+from keystep.nn.tuning import Supervised, Tell, check_seed, fine_tune, write_json
 from keystep.run.flags import Flag
 from keystep.run.run import Context, Run
 from keystep.run.vote import First
@@ -137,7 +137,9 @@ class Settings:
         for name, value in least.items():
             if not getattr(self, name) >= value:
                 raise BadInput(f"is at least {value}", field=name, value=getattr(self, name))
-        for name, low, high in (("clip", 0, 1), ("temperature", 0, 10), ("top_p", 0, 1), ("gamma", 0, 1), ("lam", 0, 1)):
+        if not 0 < self.clip < 1:
+            raise BadInput("is between 0 and 1", field="clip", value=self.clip)
+        for name, low, high in (("temperature", 0, 10), ("top_p", 0, 1), ("gamma", 0, 1), ("lam", 0, 1)):
             if not low < getattr(self, name) <= high:
                 raise BadInput(f"is above {low} and at most {high}", field=name, value=getattr(self, name))
         if self.algorithm == "grpo" and self.group < 2:
@@ -234,6 +236,7 @@ class Training:
 
     def __init__(self, model: str, problems: Sequence[Problem], out: Path, settings: Settings, seed: int, tell: Tell) -> None:
         self.out, self.settings, self.seed, self.tell = out, settings, seed, tell
+        check_seed(seed)
         _own_folder(out)
         local = Path(model)
         self.policy = Policy(str(local.resolve()) if local.exists() else model, settings, seed)

@@ -247,7 +247,8 @@ def tool(name: str, function: Callable[..., Any], **options: Any) -> SkillHandle
 
 def match_tool(name: str, pattern: str | None, value: str | None, description: str = "") -> SkillHandler:
     """A tool without code: the last match of a regular expression in the question, and an expression of the sandboxed language over
-    `question`, `match` and `context` that makes the answer of it (else the match is the answer)."""
+    `question`, `json` (the question as a value, where it is JSON as an inserted answer is), `match` and `context` that makes the answer of
+    it (else the match is the answer)."""
     read = None if pattern is None else by_last_match(pattern, f"handler {name}.match")
     if value is not None:
         check_syntax(value, f"handler {name}.value", expression=True)
@@ -260,7 +261,8 @@ def match_tool(name: str, pattern: str | None, value: str | None, description: s
             except Flag:
                 raise StepFailed("does not match the question", field=f"handler {name}.match", value=question) from None
         if value is not None:
-            return evaluate(value, {"question": question, "match": match, "context": context}, f"handler {name}.value")
+            names = {"question": question, "json": json_or_text(question), "match": match, "context": context}
+            return evaluate(value, names, f"handler {name}.value")
         return json_or_text(match) if isinstance(match, str) else match
 
     return SkillHandler(_Written(name, work, {"match": pattern, "value": value}, description))

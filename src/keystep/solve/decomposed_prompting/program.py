@@ -75,7 +75,7 @@ class HandlerForm(BaseModel):
     gives: str | dict[str, Any] | None = Field(default=None, description="A JSON schema, or text, number, list, pairs, yes or no")
     empty: bool = Field(default=False, description="Whether a reply may be empty")
     match: str | None = Field(default=None, description="A tool's regular expression: its last match in the question")
-    value: str | None = Field(default=None, description="A tool's expression over question, match and context")
+    value: str | None = Field(default=None, description="A tool's expression over question, json, match and context")
     folder: str | None = Field(default=None, description="Of a retriever")
     top: int = Field(default=4, ge=1, description="Passages that a retriever gives")
 

@@ -13,6 +13,7 @@ _FRACTION = re.compile(r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}")
 _WORDS = re.compile(r"\\(?:text|mathrm|mbox)\{([^{}]*)\}")
 _SPACING = re.compile(r"\\(?:left|right)(?![A-Za-z])|\\[!,;: ]|[$\s]")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+_OPTION = re.compile(r"^\(([A-Za-z])\)$")
 _COMMAND = re.compile(r"\\[A-Za-z]+")
 
 
@@ -48,9 +49,9 @@ def final_box(text: str, after: int, within: int) -> Box | None:
 
 def normal(answer: str) -> str:
     r"""An answer in the form that two equal ones share: numbers as fractions in lowest terms ("1.50", "3/2" and "\frac{3}{2}" are one),
-    other texts without spacing, dollar signs, letter case and a final full stop."""
+    other texts without spacing, dollar signs, letter case, a final full stop and the brackets of a single letter."""
     text = _FRACTION.sub(r"\1/\2", _WORDS.sub(r"\1", answer))
-    text = _THOUSANDS.sub("", _SPACING.sub("", text)).removesuffix(".")
+    text = _OPTION.sub(r"\1", _THOUSANDS.sub("", _SPACING.sub("", text)).removesuffix("."))
     if not _NUMBER.fullmatch(text):
         return text.casefold()
     whole, _, under = text.partition("/")

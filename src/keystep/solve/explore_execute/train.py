@@ -159,6 +159,7 @@ class _Training:
     def __init__(self, model: str, rows: Path, out: Path, stage: str, settings: Settings, seed: int, tell: Tell) -> None:
         if stage not in data.WANTED:
             raise BadInput("is no stage", field="--stage", value=stage, mend=f"there are {', '.join(data.WANTED)}")
+        tuning.check_seed(seed)
         self.out, self.stage, self.settings, self.seed, self.tell = out, stage, settings, seed, tell
         self.rows = data.load(rows, stage, settings.least_adherence)
         self.solver = ExploreExecute(prompts=settings.prompts)
@@ -186,7 +187,12 @@ class _Training:
         if self.out.exists():
             return self._finished()
         self._begin()
-        report = self._reinforce() if self.stage == "rl" else self._fine_tune()
+        try:
+            report = self._reinforce() if self.stage == "rl" else self._fine_tune()
+        except BaseException:
+            if [file.name for file in self.begun.iterdir()] == ["identity.json"]:  # nothing that could be gone on with
+                shutil.rmtree(self.begun)
+            raise
         with whole(self.out) as part:
             part.mkdir()
             self.model.save_pretrained(part)
