@@ -24,7 +24,7 @@ run: .venv/light
 # Inspect AI has an environment of its own: it caps packages that constraints.txt holds newer.
 .venv-inspect/made: pyproject.toml tests/measure/inspect.txt
 	test -x .venv-inspect/bin/python || $(PYTHON) -m venv .venv-inspect
-	.venv-inspect/bin/python -m pip install --quiet --constraint tests/measure/inspect.txt --editable '.[inspect]' openai pytest pytest-timeout
+	.venv-inspect/bin/python -m pip install --quiet --constraint tests/measure/inspect.txt --editable '.[inspect]' openai pytest pytest-timeout hypothesis
 	touch $@
 
 test: check .venv-inspect/made

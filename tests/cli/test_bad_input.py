@@ -113,7 +113,7 @@ FLAGS = st.one_of(
 )  # fmt: skip
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(procedure=st.sampled_from(["hanoi", "ledger", "p.yaml", "x.yaml", ""]), flags=st.lists(FLAGS, max_size=4))
 def test_any_flags(monkeypatch, procedure, flags):
     form = {"name": "p", "state": {"d": 1}, "prompt": "?", "answer": {"regex": "1"}, "update": {}, "until": "step >= 2", "max_steps": 3}

@@ -46,7 +46,7 @@ def test_mistakes_leave_nothing(keystep, ran, here):
         (("nobody",), "run: the journal has no such run (got 'nobody')"),
         ((ran, "--out", "mine.html"), "--out: is there already and no report (got 'mine.html')"),
         ((ran, "--out", "."), "--out: is there already and no report"),
-        ((ran, "--out", "no/where.html"), "--out: cannot be written"),
+        ((ran, "--out", "mine.html/x.html"), "--out: cannot be written"),
         ((ran, "--out", "/proc/x.html"), "--out: cannot be written"),
         ((ran, "--journal", "none.db"), "--journal: there is no journal here"),
     ):

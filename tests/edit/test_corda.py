@@ -102,7 +102,7 @@ def test_the_scale_of_the_covariance_moves_a_and_b_but_not_their_product():
         assert torch.allclose(found.B @ found.A, product(W2, C2, 1, "instruction"))
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(0, 999), st.integers(1, 7), st.integers(1, 7), st.data())
 def test_identities_of_the_decomposition(seed, d_out, d_in, data):
     W, C = drawn(seed, d_out, d_in)

@@ -84,7 +84,6 @@ def test_the_linear_model_by_hand_and_by_autograd():
     assert found.tolist() == pytest.approx([-4.0, -2.0])
 
 
-@settings(deadline=None)
 @given(st.integers(0, 99), st.floats(0, 3))
 def test_the_gradient_with_l1_is_that_of_autograd(seed, l1):
     draw = torch.Generator().manual_seed(seed)
@@ -270,7 +269,7 @@ def test_a_patch_on_the_wrong_model_names_the_tensor():
         assert same(before, bits(model))
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(st.floats(0.05, 0.5), st.floats(0.05, 0.5), st.integers(0, 100))
 def test_the_overlap_of_random_masks_is_the_first_ones_density(p, q, seed):
     draw = torch.Generator().manual_seed(seed)

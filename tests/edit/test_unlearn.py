@@ -777,7 +777,7 @@ def test_relearning_counts_updates_until_the_skill_is_back():
         relearn(tiny(seed=5), None, data, data)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.integers(0, 10**6))
 def test_two_guards_are_taken_out_one_after_the_other(seed):
     model = tiny()

@@ -126,7 +126,7 @@ row_kinds = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rows=st.lists(row_kinds, min_size=1, max_size=40), seed=st.integers(0, 9), forget=st.booleans())
 def test_a_row_is_bitwise_the_same_in_any_batch(rows: list[Row], seed: int, forget: bool) -> None:
     alone = [DECODER.answer([asked])[0] for asked in rows]

@@ -126,7 +126,7 @@ requests = st.lists(
 )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(asked=requests)
 def test_no_sample_depends_on_its_company(model: Embedded, asked: list[Request]) -> None:
     """Bitwise, texts and log-probabilities: asked one after another, one sample at a time, and all at once."""

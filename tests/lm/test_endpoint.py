@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keystep.errors import BadInput, ModelError, Refused
+from keystep.lm import lm as make
 from keystep.lm.base import Message, Request, Sample, ToolCall, draw_key
 from keystep.lm.endpoint import Endpoint
 from keystep.lm.limits import Bucket, Gate, Pace
@@ -71,6 +72,24 @@ def test_messages_prefix_schema_and_tools_arrive(address, echo):
     asked = echo.asked[-1]
     assert (asked.prompt, asked.prefix, asked.schema, asked.tools) == (prompt, *options.values())
     assert sample.finish == "tool_calls" and sample.tool_calls == (ToolCall("c1", "add", '{"a": 1}'),)
+
+
+@pytest.mark.parametrize(
+    ("end", "api", "asked"),
+    [
+        ("", None, "/v1/chat/completions"),
+        ("/chat/completions/", None, "/v1/chat/completions"),
+        ("/completions", None, "/v1/completions"),
+        ("/completions?version=3", None, "/v1/completions?version=3"),
+        ("/completions", "chat", "/v1/chat/completions"),
+    ],
+)
+def test_the_address_tells_the_interface(end, api, asked):
+    server = Faulty((200, {}, chat_answer("a") if "chat" in asked else {"choices": [{"text": "a"}]}))
+    with server.serving() as url:
+        model = make(f"{url}{end}#m", api_key=KEY, api=api)
+        assert model.complete_sync("hi")[0].text == "a"
+        assert server.headers[0][":path"] == asked and model.identity()["base_url"] == url
 
 
 def test_completions_continue_the_prefix_and_take_only_text(address):

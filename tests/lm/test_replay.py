@@ -65,7 +65,7 @@ requests = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(asked=st.lists(requests, min_size=1, max_size=4))
 def test_what_was_recorded_is_replayed(tmp_path_factory, asked):
     path = tmp_path_factory.mktemp("replay") / "samples.jsonl"

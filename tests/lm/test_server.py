@@ -221,7 +221,7 @@ FIELDS = [
 ]
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(path=st.sampled_from(sorted(GOOD)), change=st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=3))
 def test_any_body_is_answered_or_refused_by_name(address, path, change):
     status, answer = post(address, path, GOOD[path] | change)

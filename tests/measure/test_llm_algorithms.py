@@ -117,7 +117,7 @@ def test_latency_of_a_split_is_least_near_n_over_p():
     assert of(0, 10) == pytest.approx(of(0, 50)) == pytest.approx(2.5)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.floats(0, 100), min_size=1, max_size=30), st.integers(1, 40))
 def test_latency_lies_between_all_at_once_and_one_by_one(seconds, p):
     assert latency(seconds) <= latency(seconds, p) + 1e-9
@@ -130,7 +130,7 @@ def test_windows():
     assert len(overlapping(100, 30)) == 6
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(1, 500), st.integers(2, 600))
 def test_windows_hold_every_sentence_of_their_overlap(n, m):
     windows = overlapping(n, m)
@@ -139,7 +139,7 @@ def test_windows_hold_every_sentence_of_their_overlap(n, m):
     assert all(any(start <= at and at + length <= end for start, end in windows) for at in range(n - length + 1))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(1, 1000), st.integers(-5, 1200))
 def test_parts_make_up_the_whole(n, m):
     parts = sizes(n, m)
@@ -152,7 +152,7 @@ def test_work_and_tokens():
     assert [1200 / m * cost.tokens_in(m) for m in (20, 40, 60, 1200)] == [4800, 3000, 2400, 1260]
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(1, 500), st.integers(1, 400))
 def test_finer_splits_never_read_less(n, m):
     pipeline = parallel(n, m).estimate(PowerLaw(), CallCost(system=60), Prices(token_in=1))
@@ -171,7 +171,7 @@ def test_independent_errors_add_in_squares():
         assert parallel(200, m).estimate(lambda m: CallError(0, 0, 0.3 * math.sqrt(m))).sd == pytest.approx(4.243, abs=5e-4)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.floats(-5, 5), st.floats(0, 5))
 def test_folded_normal(mean, sd):
     value = folded(mean, sd)
@@ -267,7 +267,7 @@ def test_graphs_that_are_none(make):
         make()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.dictionaries(st.integers(1, 50), st.floats(0, 10), min_size=1, max_size=12))
 def test_the_rising_curve_is_isotonic_regression(points):
     curve = Curve.rising(points)
@@ -366,7 +366,7 @@ def test_the_final_digits_are_padded():
 CASES = [(a, p, a.parts(p, 300)[0]) for a in TASKS.values() for p in given_problems(a, 600, 1)]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.text(max_size=200))
 def test_any_reply_is_read(text):
     for algorithm, problem, part in CASES:
@@ -435,7 +435,7 @@ def test_choice():
             choose(table, objective, limits)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(1, 5000), st.integers(1, 100))
 def test_grid(n, least):
     found = grid(n, least)
@@ -469,7 +469,7 @@ def test_a_recorded_run_is_a_profile(tmp_path):
     journal.close()
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.integers(1, 7), st.integers(1, 60))
 def test_how_many_run_at_once_changes_no_answer(p, m):
     problems = given_problems(Counting(), 60, 2)

@@ -141,7 +141,7 @@ def tools_of(n):
     return st.lists(st.tuples(kinds, kinds), min_size=1, max_size=n)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(tools_of(6), st.sampled_from(sorted(SHAPES)), st.integers(1, 10), st.integers())
 def test_samples_are_acyclic_parts_of_the_graph(kinds, shape, size, seed):
     graph = resource_graph(Tool(id=str(n), takes=takes, gives=gives) for n, (takes, gives) in enumerate(kinds))
@@ -185,7 +185,7 @@ def test_rouge():
 ROUGE_B = (0.72222, 0.41176, 0.61111)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.sampled_from("abc"), max_size=9), st.lists(st.sampled_from("abc"), max_size=9))
 def test_common_subsequence(a, b):
     table = [[0] * (len(b) + 1) for _ in range(len(a) + 1)]
@@ -286,14 +286,14 @@ solutions = st.builds(
 golds = solutions.filter(lambda s: all(node.task in MEDIA.tools for node in s.nodes))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(golds, st.one_of(st.none(), solutions)), min_size=1, max_size=4), st.booleans())
 def test_figures_are_shares(pairs, written):
     for figures in scored(pairs, MEDIA, written_links=written):
         assert all(value is None or 0 <= value <= 1 for name, value in figures.items() if name != "samples")
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(golds, min_size=1, max_size=4))
 def test_the_gold_is_perfect(all_of):
     for figures in scored([(one, one) for one in all_of], MEDIA):
@@ -302,7 +302,7 @@ def test_the_gold_is_perfect(all_of):
         assert figures["rouge1"] == pytest.approx(sum(bool(words("\n".join(one.steps))) for one in all_of) / len(all_of))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(golds, golds), min_size=1, max_size=4), st.randoms())
 def test_swapping_sides_and_shuffling_samples(pairs, shuffled):
     found = scored(pairs, MEDIA)
@@ -319,7 +319,7 @@ def test_swapping_sides_and_shuffling_samples(pairs, shuffled):
                 assert other[name.replace("precision", "recall")] == value
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(golds, solutions), min_size=1, max_size=4))
 def test_honest_is_never_kinder_to_tools(pairs):
     published, honest = scored(pairs, MEDIA)
@@ -343,7 +343,7 @@ records = st.dictionaries(
 PROBLEMS = bench.problems(Settings(n=3), 0)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.one_of(records, json_values))
 def test_any_prediction_is_scored(record):
     answers = [bench.predicted(Settings(n=3), PROBLEMS[0], record), [record], []]
@@ -501,7 +501,7 @@ def test_names_become_references_in_order():
     )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(json_values)
 def test_any_authors_reply_is_read_or_flagged(value):
     sub = SubGraph("single", ("Text Search",), ())
@@ -510,7 +510,7 @@ def test_any_authors_reply_is_read_or_flagged(value):
             read(text, sub, MEDIA, "1")
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers())
 def test_template_requests_are_sound(seed):
     drawn = random.Random(seed)
@@ -654,7 +654,7 @@ def test_retrieval_and_search():
     assert len(retrieval.random_path(graph, 2, random.Random(0)).nodes) == 2
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.permutations(list(MEDIA.tools)[:7]), st.integers(1, 6))
 def test_graph_order_is_the_best_order(tools, n):
     from itertools import permutations
@@ -664,7 +664,7 @@ def test_graph_order_is_the_best_order(tools, n):
     assert len(retrieval.in_graph_order(tools, MEDIA).links) == best
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(golds)
 def test_repair_leaves_links_of_the_graph_only(one):
     for figures in scored([(one, retrieval.repaired(one, MEDIA))], MEDIA):

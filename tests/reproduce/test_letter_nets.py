@@ -6,7 +6,7 @@ import re
 from random import Random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from worker import Scripted
 
@@ -19,7 +19,6 @@ from keystep.solve.solver import task_of
 KINDS = (letters.rolled_out, letters.decomposing, letters.splitting, letters.positioning, letters.merging)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from(KINDS), st.integers(2, 8))
 def test_examples_are_made_of_tokens(seed, kind, longest):
     for text in (text for row in kind(Random(seed), longest) for text, _ in row):
@@ -27,7 +26,6 @@ def test_examples_are_made_of_tokens(seed, kind, longest):
         assert letters.FILL not in numbers and "".join(letters.TOKENS[number] for number in numbers) == text
 
 
-@settings(deadline=None)
 @given(st.integers(0, 10**6), st.integers(2, 8))
 def test_a_program_as_one_row_is_read_as_its_lines_one_by_one(seed, words):
     question, given_words = letters.drawn(Random(seed), words)

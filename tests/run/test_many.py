@@ -510,7 +510,7 @@ def test_a_bad_row_is_named(row, said):
 values = st.one_of(st.none(), st.booleans(), st.integers(), st.text(), st.floats(), st.lists(st.integers(), max_size=2))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.dictionaries(st.sampled_from(["steps", "words", "instance", "set", "colour", ""]), values, min_size=1), st.integers(0, 3))
 def test_whatever_stands_in_a_row_it_is_run_or_refused_by_name(row, place):
     from keystep.run.builtin import builtin
@@ -527,7 +527,7 @@ def test_whatever_stands_in_a_row_it_is_run_or_refused_by_name(row, place):
     assert many.execute_sync(run_on(lm=Worker([1.0]))).correct is True
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     st.binary(max_size=80) | st.text(alphabet="a,b\n\"'1[]{}: \t-&*!", max_size=60).map(str.encode),
     st.sampled_from(["csv", "tsv", "jsonl", "json"]),

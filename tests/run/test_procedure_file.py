@@ -477,7 +477,7 @@ def read_or_refused(path: Path, given: dict[str, Any] | None = None) -> None:
         pass
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(place=st.sampled_from(PLACES), value=VALUES)
 def test_any_value_in_any_field(place, value):
     form: dict[str, Any] = {**copy.deepcopy(COUNT), "flags": {}, "sampling": {}, "check": {}}
@@ -492,7 +492,7 @@ def test_any_value_in_any_field(place, value):
         read_or_refused(path)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_any_damage_to_the_text(data):
     text = EXAMPLE.read_text("utf-8")
@@ -507,7 +507,7 @@ def test_any_damage_to_the_text(data):
         read_or_refused(path)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     kind=st.sampled_from([".csv", ".tsv", ".jsonl", ".json", ".txt", ".odd"]),
     content=st.binary(max_size=60) | st.text(alphabet='a,"\n\t{}[]:1\r', max_size=60).map(str.encode),
@@ -520,7 +520,7 @@ def test_any_data_file(kind, content):
         read_or_refused(path)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.text(max_size=30) | st.text(alphabet="total=[]{}:,'\"1&*! ", max_size=20).map("total={}".format))
 def test_any_setting(text):
     try:

@@ -494,7 +494,7 @@ SCHEMAS = st.dictionaries(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     change=st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=3),
     schema=st.none() | SCHEMAS,
@@ -518,7 +518,7 @@ def test_a_malformed_body_is_a_400(objects, body):
     assert raw(objects, "/v1/chat/completions", body)[0] == 400
 
 
-@pytest.mark.parametrize("text", ['"\\ud800"', "[" * 5000 + "]" * 5000, "1e999", "-Infinity", "9" * 5000, "\ud800", ""])
+@pytest.mark.parametrize("text", ['"\\ud800"', "[" * 100_000 + "]" * 100_000, "1e999", "-Infinity", "9" * 5000, "\ud800", ""])
 def test_hostile_answers_of_the_model_are_flagged(text):
     voted = Voted(Scripted([text]), vote=AheadBy(2, cap=4), key="json")
     with pytest.raises(Undecided, match="none of 4 samples"):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from case_decomposed_prompting import CASE, says
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from solver_case import text_of
 from worker import Scripted
@@ -187,7 +187,6 @@ VALUES = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(st.lists(VALUES, max_size=5))
 def test_flat_and_unique_keep_what_they_should(value):
     flat = post("flat", value)
@@ -197,7 +196,6 @@ def test_flat_and_unique_keep_what_they_should(value):
     assert [json.dumps(part) for part in once] == list(dict.fromkeys(texts)) and post("unique", once) == once
 
 
-@settings(deadline=None)
 @given(
     st.text(max_size=40) | st.from_regex(r"(\([a-zA-Z_]{0,12}\) ?)?\[[a-z]{0,5}\] .{0,10}(#[0-9]{1,3})?", fullmatch=True), st.lists(VALUES)
 )

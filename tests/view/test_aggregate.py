@@ -31,7 +31,7 @@ written = st.lists(st.lists(one, max_size=30), min_size=1, max_size=5)
 
 
 @given(written, st.booleans())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_whatever_the_order_it_is_what_brute_force_finds(parts, once):
     seen = set()
     parts = [[each for each in part if not (each[:2] in seen or seen.add(each[:2]))] for part in parts]

@@ -110,7 +110,7 @@ def shape(page):
 
 
 @given(st.lists(st.sampled_from(HOSTILE) | st.text(max_size=30), min_size=9, max_size=9))
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_hostile_text_stays_text(tmp_path, texts):
     """Whatever is written in a run, the page has the same elements as with harmless words."""
 

@@ -62,6 +62,7 @@ METHODS = (
 
 OTHER_MODELS = {
     "http://HOST/v1#MODEL": "a model behind any OpenAI-compatible server; its key, if it wants one, in OPENAI_API_KEY or --api-key-env",
+    "http://HOST/v1/completions#MODEL": "the same, asked by the completions interface: the prompt as it is, without roles",
     "openai:MODEL": "a model at OPENAI_BASE_URL, --base-url or OpenAI",
     "hf:FOLDER_OR_NAME": "a Hugging Face causal language model on this machine (pip install 'keystep[local]')",
     "replay:FILE": "a recording of `keystep run --record FILE`",

@@ -42,17 +42,19 @@ OPTIONAL = ("max_tokens", "temperature", "top_p", "n", "seed", "stop", "logprobs
 _REFUSES = re.compile(r"unsupported|not support|unrecognized|unknown|unexpected|not permitted|not allowed|only the default|instead", re.I)
 _UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 _EMBED_AT_ONCE = 256
+_APIS: dict[Literal["chat", "completions"], str] = {"chat": "/chat/completions", "completions": "/completions"}  # the longer one first
 
 
 class Endpoint(LM):
     """A model behind an OpenAI-compatible server.
 
-    `base_url` and `api_key` default to OPENAI_BASE_URL and OPENAI_API_KEY; a server of one's own needs no key. `timeout` is seconds
-    for one whole answer. A failed request is tried `retries` times more, after a random wait of up to `backoff` · 2^i seconds (60 at
-    most) or as long as the server asks; it gives up at once when asked to wait more than `longest_wait` seconds. `concurrency` is the
-    most requests in flight, halved at every sign of overload and slowly raised again. `prices` is a dict, or a JSON file, of
-    {model: {"input": price, "output": price}} per million tokens. `reasoning`: None finds out by itself that a model takes no
-    temperature and wants `max_completion_tokens`, True says so, False forbids. `extra_body` goes into every request as it is.
+    `base_url` and `api_key` default to OPENAI_BASE_URL and OPENAI_API_KEY; a server of one's own needs no key. `api` is what the
+    address ends in, /chat/completions or /completions, and chat where it ends in neither. `timeout` is seconds for one whole answer. A
+    failed request is tried `retries` times more, after a random wait of up to `backoff` · 2^i seconds (60 at most) or as long as the
+    server asks; it gives up at once when asked to wait more than `longest_wait` seconds. `concurrency` is the most requests in flight,
+    halved at every sign of overload and slowly raised again. `prices` is a dict, or a JSON file, of {model: {"input": price, "output":
+    price}} per million tokens. `reasoning`: None finds out by itself that a model takes no temperature and wants
+    `max_completion_tokens`, True says so, False forbids. `extra_body` goes into every request as it is.
 
     Raises:
         BadInput: no key for the official server, a bad address, a bad limit, a price table without this model.
@@ -71,7 +73,7 @@ class Endpoint(LM):
         concurrency: int = 64,
         prices: Mapping[str, Mapping[str, float]] | str | Path | None = None,
         reasoning: bool | None = None,
-        api: Literal["chat", "completions"] = "chat",
+        api: Literal["chat", "completions"] | None = None,
         headers: Mapping[str, str] | None = None,
         logprobs: bool = True,
         extra_body: Mapping[str, Any] | None = None,
@@ -79,11 +81,12 @@ class Endpoint(LM):
         longest_wait: float = 300,
     ) -> None:
         base_url = base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
-        self.base_url = _public_address(base_url)
+        self.base_url, told = _public_address(base_url)
+        api = api or told or "chat"
         key = api_key or os.environ.get("OPENAI_API_KEY")
         if not key and "//api.openai.com/" in self.base_url:
             raise BadInput("this server wants a key", field="api_key", mend="set OPENAI_API_KEY, or give base_url for another server")
-        if api not in ("chat", "completions"):
+        if api not in _APIS:
             raise BadInput("no such interface", field="api", value=api, mend='use "chat" or "completions"')
         for field, number in (("timeout", timeout), ("requests_per_minute", requests_per_minute), ("tokens_per_minute", tokens_per_minute)):
             if number is not None and not number > 0:
@@ -142,7 +145,7 @@ class Endpoint(LM):
                 return [[float(x) for x in row["embedding"]] for row in rows]
 
             body = {"model": self.model, "input": part, "encoding_format": "float"}
-            vectors += await self._post("embeddings", body, sum(map(len, part)) // 4, read)
+            vectors += await self._post("/embeddings", body, sum(map(len, part)) // 4, read)
         return vectors
 
     async def close(self) -> None:
@@ -167,9 +170,8 @@ class Endpoint(LM):
         if self.logprobs:
             body["logprobs"] = True if self.api == "chat" else 1
         body |= self.extra_body
-        path = "chat/completions" if self.api == "chat" else "completions"
         units = len(json.dumps(body.get("messages", body.get("prompt")))) // 4 + n * request.max_tokens if self._tokens else 0
-        return await self._post(path, body, units, lambda answer, seconds: self._samples(answer, request, first, n, seconds))
+        return await self._post(_APIS[self.api], body, units, lambda answer, seconds: self._samples(answer, request, first, n, seconds))
 
     def _samples(self, answer: Any, request: Request, first: int, n: int, seconds: float) -> list[Sample]:
         choices = answer["choices"][:n]
@@ -207,7 +209,7 @@ class Endpoint(LM):
             ModelError: the server refuses the request, or all tries failed.
         """
         here = await self._here()
-        url = URL(f"{self.base_url}/{path}" + (f"?{self._query}" if self._query else ""))
+        url = URL(f"{self.base_url}{path}" + (f"?{self._query}" if self._query else ""))
         tries = 0
         while True:
             async with here.gate:
@@ -405,8 +407,8 @@ def _request_headers(address: SplitResult, key: str) -> dict[str, str]:
     return {"authorization": allowed, "content-type": "application/json"}
 
 
-def _public_address(base_url: str) -> str:
-    """The address without user, password and query."""
+def _public_address(base_url: str) -> tuple[str, Literal["chat", "completions"] | None]:
+    """The address without user, password, query and interface; the interface, where the address ends in one."""
     try:
         parts = urlsplit(base_url)
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
@@ -414,7 +416,11 @@ def _public_address(base_url: str) -> str:
         usable = False
     if not usable:
         raise BadInput("not an http address", field="base_url", value=redact(base_url), mend="for instance http://127.0.0.1:8377/v1")
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", ""))
+    address = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", ""))
+    for api in _APIS:
+        if address.endswith(end := _APIS[api]):
+            return address.removesuffix(end), api
+    return address, None
 
 
 def _price(prices: Mapping[str, Mapping[str, float]] | str | Path | None, model: str) -> tuple[float, float]:
