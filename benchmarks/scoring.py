@@ -1,12 +1,13 @@
 """How many items a second the benchmarks score, offline: `python benchmarks/scoring.py`.
 
 One function per benchmark gives (items, work); `work` is run often enough to take a second, and the fastest of five such rounds counts.
-Writes results/benchmarks/scoring.json and prints it as one line.
+Writes results/benchmarks/scoring.json and prints it as one line; with --quick one round is measured and nothing written.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -55,12 +56,12 @@ def taskbench() -> Work:
 BENCHMARKS = (procbench, long_horizon_turns, taskbench)
 
 
-def main() -> None:
+def main(quick: bool) -> None:
     rates = {}
     for each in BENCHMARKS:
         items, work = each()
         rounds = []
-        for _ in range(5):
+        for _ in range(1 if quick else 5):
             began, times = time.perf_counter(), 0
             while time.perf_counter() - began < 1:
                 work()
@@ -68,9 +69,10 @@ def main() -> None:
             rounds.append(items * times / (time.perf_counter() - began))
         rates[each.__name__] = round(max(rounds))
     result = {"name": "scoring", "machine": machine(), "items_per_second": rates}
-    OUT.write_text(json.dumps(result, indent=1) + "\n")
+    if not quick:
+        OUT.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result))
 
 
 if __name__ == "__main__":
-    main()
+    main("--quick" in sys.argv[1:])
