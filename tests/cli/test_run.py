@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from worker import Scripted, Worker
 
-from keystep.errors import ModelError
-from keystep.run import First, Journal, Run
+from keystep.errors import ModelError, Undecided
+from keystep.run import AheadBy, First, Journal, Run
 from keystep.run.builtin import builtin
 
 KEYS = [
@@ -239,6 +239,27 @@ def test_a_recording_replays_the_whole_of_it_offline(keystep, server):
     for key in ("run_id", "seconds"):
         del first[key], again[key]
     assert again == first
+
+
+@pytest.mark.parametrize(
+    ("spec", "settled", "resumed"),
+    [
+        (None, "Go on with the program that began the run", "was not begun with `keystep run`"),
+        (
+            {"chunk_of": "whole"},
+            "Go on with: keystep resume whole --journal a.db",
+            "is a chunk of another run (got 'r'). resume that one: whole",
+        ),
+    ],
+)
+def test_what_goes_on_after_a_decision_is_what_can_be_resumed(keystep, here, spec, settled, resumed):
+    run = Run(Scripted(["1", "2"]), vote=AheadBy(3, cap=3), journal="a.db", id="r", spec=spec)
+    with pytest.raises(Undecided):
+        run.execute_sync(builtin("hanoi", {"disks": 3}))
+    run.close()
+    assert settled in keystep("decide", "r", "0", "[1]", "--journal", "a.db").stdout
+    again = keystep("resume", "r", "--journal", "a.db")
+    assert again.exit_code == 2 and resumed in again.stderr
 
 
 # The real thing: processes, a server, signals.

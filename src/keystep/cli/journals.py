@@ -93,12 +93,15 @@ def decide(
 
     store = open_journal(journal)
     try:
-        store.run(run)
+        spec = store.run(run)["spec"]
         candidates: dict[str, int] = next((each["ledger"]["candidates"] for each in store.undecided(run) if each["step"] == step), {})
         store.decide(run, step, _answer(answer, [json.loads(name) for name in candidates]))
     finally:
         store.close()
-    typer.echo(f"step {step} is settled. Go on with: {resume_command(run, journal)}")
+    spec = spec if isinstance(spec, dict) else {}
+    resumable = spec.get("chunk_of") or ("procedure" in spec and run)
+    again = f"Go on with: {resume_command(resumable, journal)}" if resumable else "Go on with the program that began the run"
+    typer.echo(f"step {step} is settled. {again}")
 
 
 def _answer(text: str, candidates: list[Any]) -> Any:

@@ -163,6 +163,9 @@ def resume(
         id = run_id or _latest(store, journal)
         spec = store.run(id)["spec"]
         if not isinstance(spec, dict) or "procedure" not in spec:
+            whole = spec.get("chunk_of") if isinstance(spec, dict) else None
+            if whole:
+                raise BadInput("is a chunk of another run", field="run", value=id, mend=f"resume that one: {whole}")
             raise BadInput("was not begun with `keystep run`", field="run", value=id, mend="resume it from the program that began it")
         job = Job.of({**spec, **given})
         if budget_cost is not None:
