@@ -366,6 +366,8 @@ def test_adapters_that_do_not_belong_together_are_named(here):
         (here / "r3" / "corda.json").write_text(text)
         found = keystep("edit", "to-lora", "r3", "r3", "--out", "plain")
         assert found.exit_code == 2 and "corda.json: does not tell the model" in found.stderr and not (here / "plain").exists()
+    found = keystep("edit", "to-lora", "r3", "r3", "--model", "bsae", "--out", "plain")
+    assert found.exit_code == 2 and "model: is no folder" in found.stderr and not (here / "plain").exists()
     assert keystep("edit", "to-lora", "r3", "r3", "--model", "base", "--out", "plain").exit_code == 0
 
 

@@ -125,3 +125,5 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_been_stopped(tmp_path, monk
     assert keystep(*tune).exit_code == 2  # there already
     refused = keystep("skill-world", "--tune", tmp_path / "none", "--out", tmp_path / "other")
     assert refused.exit_code == 2 and "is no checkpoint of the skill-world" in refused.stderr
+    negative = keystep(*tune[:-1], tmp_path / "other", "--seed", -1)
+    assert negative.exit_code == 2 and "--seed: is at least 0" in negative.stderr and not (tmp_path / "other").exists()

@@ -39,6 +39,8 @@ def skill_world(
 
     if not 0 <= noise <= 1:
         raise BadInput("is from 0 to 1", field="--noise", value=noise)
+    if seed < 0:
+        raise BadInput("is at least 0", field="--seed", value=seed)
     for name, value in (("--examples", examples), ("--steps", 1 if steps is None else steps)):
         if value < 1:
             raise BadInput("is at least 1", field=name, value=value)

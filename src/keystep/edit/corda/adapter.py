@@ -291,6 +291,10 @@ def to_lora(initial: Path, trained: Path, out: Path, *, model: Path | None = Non
         is_a = ".lora_A." in name
         stacked[name] = torch.cat([tensor, before[name].to(tensor.dtype) * (1 if is_a else -1)], dim=0 if is_a else 1).contiguous()
     rank = 2 * int(other["r"])
+    if model is not None and not model.is_dir():
+        raise BadInput(
+            "is no folder of this machine", field="model", value=str(model), mend="give the folder of the model as it was before"
+        )
     named = str(model.resolve()) if model is not None else _source(initial / ABOUT)
     alpha = other["lora_alpha"] * (math.sqrt(2) if other.get("use_rslora") else 2)
     with whole(out) as part:
