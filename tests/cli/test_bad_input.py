@@ -36,6 +36,7 @@ from keystep.cli import app
         ("run hanoi --too-long 0", "--too-long: should be greater than or equal to 1 (got 0)"),
         ("run hanoi --budget-cost 5", "--budget-cost: nothing has a price, so it would stop nothing (got 5.0). add --prices FILE"),
         ("serve --budget-cost 5", "--budget-cost: nothing has a price, so it would stop nothing (got 5.0)"),
+        ("solve plan-and-solve hi --budget-cost 5", "--budget-cost: nothing has a price, so it would stop nothing (got 5.0)"),
         ("run hanoi --budget-cost 0", "--budget-cost: should be greater than 0 (got 0.0)"),
         ("run hanoi --seed 1.5", "'1.5' is not a whole number"),
         ("run hanoi --model nope", "model: no such model (got 'nope'). there are: embedded"),

@@ -79,6 +79,7 @@ def solve(
     job = Job.of({
         **{name: flags[name] for name in kept}, "procedure": f"solve {method}", "first": first or not (ahead_by or majority),
     })  # fmt: skip
+    job.check_priced()
     work: Task | Many
     if inputs is None:
         work = task_of({**more, "question": question})

@@ -56,6 +56,7 @@ def daslam(
     problems = load(data)
     kept = ("base_url", "api_key_env", "prices", "seed", "budget_calls", "budget_tokens", "budget_cost", "budget_seconds")
     job = Job.of({**{name: flags[name] for name in kept}, "model": solver, "procedure": "train daslam", "first": True})
+    job.check_priced()
 
     async def work(tell: Tell) -> Report:
         stoppable()
