@@ -411,6 +411,7 @@ def test_questions_on_the_command_line(tmp_path):
         "gsm8k-solutions",
         "svamp",
         "aqua",
+        "decomp",
         "zero-shot-log",
         "last-letters",
         "coin-flip",

@@ -28,7 +28,7 @@ from keystep.solve.decomposed_prompting.handlers import Limits, PromptHandler, S
 from keystep.solve.decomposed_prompting.program import Program, built, program_text, read_form
 from keystep.solve.decomposed_prompting.scoring import as_set, drop
 from keystep.solve.decomposed_prompting.solver import DecomposedPrompting, answered, details
-from keystep.solve.solver import solver, task_of
+from keystep.solve.solver import judged, solver, task_of
 
 FRAMES = {file: DecomposedPrompting().prompt_text(file) for file in DecomposedPrompting.prompt_files}
 
@@ -617,24 +617,36 @@ def test_a_changed_program_or_folder_is_another_work(library):
 # The provided files: a symbolic handler for everything has to answer all of them.
 
 DATA = os.environ.get("KEYSTEP_DECOMPOSED_PROMPTING_DATA")
+
+
+def test_published_files(tmp_path):
+    """With a passage the answer is a list of spans, in any order; without one it is the span."""
+    from keystep.solve.questions import questions
+
+    pairs = [{"question": "Who?", "answer": {"spans": ["b", "a"]}}, {"question": "Where?", "answer": {"spans": ["c"]}}]
+    file = tmp_path / "part.json"
+    file.write_text(json.dumps({"0": {"passage": " All are. ", "qa_pairs": pairs}, "1": {"qa_pairs": pairs[1:]}}))
+    rows = questions("decomp", file)
+    assert [row.get("context") for row in rows] == ["All are.", "All are.", None]
+    assert [row["answer"] for row in rows] == [["b", "a"], ["c"], "c"] and len({row["id"] for row in rows}) == 3
+    made = DecomposedPrompting(program="commaqa")
+    assert judged(made, task_of(rows[0]), '["a", "b"]') and not judged(made, task_of(rows[0]), '["a"]')
+    assert judged(made, task_of(rows[1]), '["c"]') and judged(made, task_of(rows[2]), "c")
+    file.write_text('{"0": {"qa_pairs": [{"question": "Who?"}]}}')
+    with pytest.raises(BadInput, match="cannot be read as decomp"):
+        questions("decomp", file)
+
+
 WITH_DATA = pytest.mark.skipif(DATA is None, reason="KEYSTEP_DECOMPOSED_PROMPTING_DATA names no folder")
-
-
-def items(file):
-    for part in json.loads((Path(DATA or ".") / file).read_text("utf-8")).values():
-        for pair in part["qa_pairs"]:
-            yield part["passage"], pair["question"], pair["answer"]["spans"]
 
 
 def all_right(program, lm, file, share=1):
     from keystep.run import Many
+    from keystep.solve.questions import questions
     from keystep.solve.solver import Solving
 
     made = DecomposedPrompting(program=program)
-    rows = [
-        {"question": question, "context": passage, "answer": spans[0] if program != "commaqa" else spans}
-        for passage, question, spans in list(items(file))[::share]
-    ]
+    rows = questions("decomp", Path(DATA or ".") / file)[::share]
     run = Run(lm, vote=First(cap=2), sampling=Sampling())
     outcome = asyncio.run(Many(lambda row: Solving(made, task_of(row)), rows).execute(run))
     assert outcome.correct is True, list(run.journal.row_lines(run.id, "failed", limit=3))

@@ -1,8 +1,8 @@
 """Questions of the published benchmarks as rows {"id", "question", "answer"}, the form that `keystep solve --inputs` takes.
 
-Read from their files: GSM8K, the model solutions that came with it, SVAMP, AQuA-RAT, logs of Zero-Shot-CoT runs. Drawn here: last letters
-(Wei et al. 2022: the last letters of the words of a name, joined) and coin flip (does a coin lie heads up after each of some people turned
-it over or did not?).
+Read from their files: GSM8K, the model solutions that came with it, SVAMP, AQuA-RAT, the letters, reversals and CommaQA-E of Decomposed
+Prompting, logs of Zero-Shot-CoT runs. Drawn here: last letters (Wei et al. 2022: the last letters of the words of a name, joined) and coin
+flip (does a coin lie heads up after each of some people turned it over or did not?).
 """
 
 from __future__ import annotations
@@ -79,6 +79,17 @@ def aqua(text: str) -> list[Row]:
     ]  # fmt: skip
 
 
+def decomp(text: str) -> list[Row]:
+    """{id: {passage, qa_pairs: [{question, answer: {spans}}]}}: the passage is the `context`; with one, the answer is a list."""
+    found: list[Row] = []
+    for part in json.loads(text).values():
+        passage = part.get("passage", "").strip()
+        for pair in part["qa_pairs"]:
+            spans, row = pair["answer"]["spans"], {"id": f"decomp-{len(found)}", "question": pair["question"]}
+            found.append(row | ({"context": passage, "answer": spans} if passage else {"answer": spans[0]}))
+    return found
+
+
 def last_letters(count: int, seed: int = 0, words: int = 4) -> list[Row]:
     """Drawn questions, with `words` different names each (4 in the paper)."""
     draw, found = random.Random(f"last letters {seed}"), []
@@ -111,7 +122,7 @@ def heads_up(flips: Sequence[bool]) -> str:
 
 
 READ: dict[str, Callable[[str], list[Row]]] = {
-    "gsm8k": gsm8k, "gsm8k-solutions": gsm8k_solutions, "svamp": svamp, "aqua": aqua, "zero-shot-log": zero_shot_log,
+    "gsm8k": gsm8k, "gsm8k-solutions": gsm8k_solutions, "svamp": svamp, "aqua": aqua, "decomp": decomp, "zero-shot-log": zero_shot_log,
 }  # fmt: skip
 DRAWN: dict[str, Callable[[int, int], list[Row]]] = {"last-letters": last_letters, "coin-flip": coin_flip}
 
