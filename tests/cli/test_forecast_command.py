@@ -170,3 +170,8 @@ def test_a_recorded_run_and_its_forecast_are_replayed(keystep, use):
     first = json.loads(keystep("run", *LEDGER, "--forecast", "--json", "--record", "r.jsonl").stdout)
     again = json.loads(keystep("run", *LEDGER, "--forecast", "--json", "--replay", "r.jsonl").stdout)
     assert again["samples"] == first["samples"] and again["forecast"]["p"] == first["forecast"]["p"]
+
+
+def test_a_warning_is_a_note(keystep, recwarn):
+    result = keystep("forecast", "hanoi", "--set", "disks=3", "--temperature", "0", "--model", "embedded:0")
+    assert result.exit_code == 2 and "note: at temperature 0 one model gives the same vote every time" in result.stderr and not recwarn

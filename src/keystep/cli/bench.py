@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from keystep.cli.defaults import JOURNAL, MODEL, AsJson, noted, number, pairs, whole
+from keystep.cli.defaults import JOURNAL, MODEL, AsJson, number, pairs, whole
 from keystep.errors import BadInput, KeystepError, MissingExtra
 from keystep.files import write_text
 
@@ -82,8 +82,7 @@ def _measure(
     id = f"bench-{about['benchmark']}-{_digest(about)}"
     lm, store = job.build_lm(), open_journal(journal, must_exist=False)
     try:
-        with noted():
-            run = job.build_run(lm, store, id)
+        run = job.build_run(lm, store, id)
         run.spec = None  # `keystep resume` does not know how to go on with it; the same command does
         outcome = _carry_out(run, work, quiet)
         failures = [json.loads(line) for line in store.row_lines(id, "failed")]

@@ -47,7 +47,7 @@ def noted(said: bool = True) -> Iterator[None]:
         typer.echo(f"note: {note.message}", err=True)
 
 
-def pairs(flag: str, texts: list[str] | None) -> dict[str, Any]:
+def pairs(flag: str, given: list[str] | None) -> dict[str, Any]:
     """What a flag said as NAME=VALUE, however often it was given.
 
     Raises:
@@ -55,13 +55,7 @@ def pairs(flag: str, texts: list[str] | None) -> dict[str, Any]:
     """
     from keystep.run.procedure_file import parse_setting
 
-    for text in texts or ():
-        if not text.partition("=")[1]:
-            raise BadInput("is written name=value", field=flag, value=text, mend=f"for instance {flag} name=value")
-    found = [parse_setting(text) for text in texts or ()]
-    if len(dict(found)) < len(found):
-        raise BadInput("is given twice", field=flag, value=[name for name, _ in found], mend="give every name once")
-    return dict(found)
+    return dict(parse_setting(f"{name}={value}") for name, value in _named(flag, given).items())
 
 
 def texts(flag: str, given: list[str] | None, *, typed: bool = False) -> dict[str, Any]:
@@ -77,16 +71,23 @@ def texts(flag: str, given: list[str] | None, *, typed: bool = False) -> dict[st
     from keystep.run.yaml_text import Document
 
     found: dict[str, Any] = {}
-    for text in given or ():
-        name, equals, value = (part.strip() for part in text.partition("="))
-        if not equals or not name:
-            raise BadInput("is written name=value", field=flag, value=text, mend=f"for instance {flag} name=value")
-        if name in found:
-            raise BadInput("is given twice", field=flag, value=name, mend="give every name once")
+    for name, value in _named(flag, given).items():
         try:
             read = Document(value, name).value
         except BadInput:
             read = value
         marked = value[:1] in ("[", "{", '"', "'") or value.lower() in ("", "~", "null")
         found[name] = read if marked or (typed and isinstance(read, bool | int | float)) else value
+    return found
+
+
+def _named(flag: str, given: list[str] | None) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for text in given or ():
+        name, equals, value = (part.strip() for part in text.partition("="))
+        if not equals or not name:
+            raise BadInput("is written name=value", field=flag, value=text, mend=f"for instance {flag} name=value")
+        if name in found:
+            raise BadInput("is given twice", field=flag, value=name, mend="give every name once")
+        found[name] = value
     return found

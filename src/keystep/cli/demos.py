@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from keystep.cli.defaults import JOURNAL, MODEL, AsJson, number_option, pairs, texts, whole, whole_option
+from keystep.cli.defaults import JOURNAL, MODEL, AsJson, noted, number_option, pairs, texts, whole, whole_option
 from keystep.errors import BadInput
 from keystep.files import write_text
 
@@ -84,7 +84,8 @@ def demos(
     id = f"demos-{blake2b(json.dumps(asked, sort_keys=True).encode(), digest_size=5).hexdigest()}"
     store = open_journal(journal, must_exist=False)
     try:
-        run = Run(job.build_lm(), vote=job.rule(), journal=store, seed=job.seed, id=id, sampling=job.sampling(), budget=job.budget())
+        with noted():
+            run = Run(job.build_lm(), vote=job.rule(), journal=store, seed=job.seed, id=id, sampling=job.sampling(), budget=job.budget())
         found = _made(run, selection, quiet)
     finally:
         store.close()

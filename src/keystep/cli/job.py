@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from keystep.cli.defaults import AHEAD_BY, JOURNAL, MODEL
+from keystep.cli.defaults import AHEAD_BY, JOURNAL, MODEL, noted
 from keystep.errors import BadInput, JournalError
 from keystep.lm import lm
 from keystep.lm.base import LM
@@ -192,11 +192,12 @@ class Job(BaseModel):
             from keystep.lm.replay import Record
 
             model = Record(model, self.record)
-        return Run(
-            model, vote=self.rule(), flags=[TooLong(self.too_long)] if self.too_long else [], journal=journal, seed=self.seed, id=id,
-            sampling=self.sampling(), budget=self.budget(), keep_samples=self.keep_samples, speculate=self.speculate,
-            spec=self.model_dump(mode="json"), tracing=tracing,
-        )  # fmt: skip
+        with noted():
+            return Run(
+                model, vote=self.rule(), flags=[TooLong(self.too_long)] if self.too_long else [], journal=journal, seed=self.seed, id=id,
+                sampling=self.sampling(), budget=self.budget(), keep_samples=self.keep_samples, speculate=self.speculate,
+                spec=self.model_dump(mode="json"), tracing=tracing,
+            )  # fmt: skip
 
 
 def begin_chunk(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from keystep.cli.defaults import AHEAD_BY, JOURNAL, MODEL, AsJson, noted, pairs
+from keystep.cli.defaults import AHEAD_BY, JOURNAL, MODEL, AsJson, pairs
 from keystep.cli.defaults import number_option as _number
 from keystep.cli.defaults import whole_option as _whole
 from keystep.cli.forecast import TARGET, forecast_first
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from keystep.run import Outcome, Run
     from keystep.run.compare import Way
     from keystep.run.journal import Journal
-    from keystep.run.tracing import Tracing
 
 
 JournalUrl = Annotated[str, typer.Option("--journal", metavar="URL", help="Where the run is kept: a path or a database URL.")]
@@ -132,7 +131,7 @@ def run(
     with sent(otel, otel_content) as tracing, closing(open_journal(journal, must_exist=False)) as store:
         options = {"target": TARGET if target is None else target, "truth": truth, "reference": reference, "ahead_by": ahead_by}
         wanted = options if forecast else None
-        built = _built(job, work, lm, store, None, tracing)
+        built = job.build_run(lm, store, None, tracing)
         if many:
             carry_out_rows(job, built, many, journal, as_json, quiet)
             return
@@ -172,7 +171,7 @@ def resume(
             job.check_priced()
         work = job.build_procedure()
         many = job.build_many(work) if job.inputs else None
-        built = _built(job, work, job.build_lm(), store, id, tracing)
+        built = job.build_run(job.build_lm(), store, id, tracing)
         if many:
             carry_out_rows(job, built, many, journal, as_json, quiet)
             return
@@ -184,11 +183,6 @@ def _latest(store: Journal, journal: str) -> str:
         if row["status"] != "finished" and row["spec"] and "chunk_of" not in row["spec"]:
             return str(row["id"])
     raise BadInput("has no unfinished run", field="--journal", value=journal, mend="`keystep runs` lists the finished ones")
-
-
-def _built(job: Job, work: Any, lm: Any, store: Journal, id: str | None, tracing: Tracing | None) -> Run:
-    with noted():
-        return job.build_run(lm, store, id, tracing)
 
 
 def _carry_out(

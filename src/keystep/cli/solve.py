@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from keystep.cli.defaults import JOURNAL, MODEL, AsJson, number_option, texts, whole_option
+from keystep.cli.defaults import JOURNAL, MODEL, AsJson, noted, number_option, texts, whole_option
 from keystep.errors import BadInput, KeystepError
 
 if TYPE_CHECKING:
@@ -92,7 +92,8 @@ def solve(
     id = f"solve-{method}-{blake2b(json.dumps(asked, sort_keys=True).encode(), digest_size=5).hexdigest()}"
     store = open_journal(journal, must_exist=False)
     try:
-        run = Run(job.build_lm(), vote=job.rule(), journal=store, seed=job.seed, id=id, sampling=job.sampling(), budget=job.budget())
+        with noted():
+            run = Run(job.build_lm(), vote=job.rule(), journal=store, seed=job.seed, id=id, sampling=job.sampling(), budget=job.budget())
         if isinstance(work, Many):
             _all(chosen, work, run, as_json, quiet)
         else:
